@@ -1,0 +1,132 @@
+"""The house holds: a broken notebook, a drifted file or a second home for a fact is noticed."""
+
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def code(source: str, **extra) -> dict:
+    return {
+        "cell_type": "code", "id": f"c{abs(hash(source)) % 10**7}", "metadata": {},
+        "source": source.splitlines(True), "outputs": [], "execution_count": None, **extra,
+    }  # fmt: skip
+
+
+def write_notebook(path: Path, *cells: dict) -> None:
+    text = {"cell_type": "markdown", "id": "title", "metadata": {}, "source": ["# Tiny\n", "\n", "> A chapter"]}
+    notebook = {"cells": [text, *cells], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(notebook, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def house(tmp_path, root, run_python):
+    "A copy of the house with one tiny chapter, in step; `house(...)` runs Python in it."
+    for name in ("settings.ini", "pyproject.toml", "_quarto.yml", ".gitignore"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(root / ".ci", tmp_path / ".ci")
+    (tmp_path / "nbs").mkdir()
+    shutil.copy(root / "nbs/index.ipynb", tmp_path / "nbs")
+    shutil.copy(root / "nbs/_quarto.yml", tmp_path / "nbs")
+    write_notebook(
+        tmp_path / "nbs/00_tiny.ipynb",
+        code("#| default_exp tiny"),
+        code("#| export\ndef two() -> int:\n    'Two.'\n    return 2"),
+        code("assert two() == 2"),
+    )
+    subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+
+    def run(*args):
+        return run_python(*args, cwd=tmp_path, env=env)
+
+    run(".ci/in_step.py")
+    run.path = tmp_path
+    return run
+
+
+def nbdev_test(house):
+    return house("-c", "from nbdev.test import nbdev_test; nbdev_test.__wrapped__()")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_a_house_in_step_stays_untouched(house):
+    done = house(".ci/in_step.py")
+    assert done.returncode == 0, done.stderr
+    assert "in step" in done.stdout
+    passed = nbdev_test(house)
+    assert passed.returncode == 0, passed.stderr
+
+
+def test_a_failing_cell_fails_nbdev_test(house):
+    edit(house.path / "nbs/00_tiny.ipynb", "assert two() == 2", "assert two() == 3")
+    done = nbdev_test(house)
+    assert done.returncode == 1
+    assert "00_tiny.ipynb" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("normnotes/tiny.py", "return 2", "return 3"),
+        ("nbs/00_tiny.ipynb", '"execution_count": null', '"execution_count": 7'),
+        ("README.md", "# normnotes", "# normnote"),
+        ("nbs/nbdev.yml", "website:", "website:  # by hand"),
+    ],
+    ids=["edited module", "execution counts", "edited README", "edited nbdev.yml"],
+)
+def test_a_drifted_file_is_named_and_mended(house, name, old, new):
+    right = (house.path / name).read_text(encoding="utf-8")
+    edit(house.path / name, old, new)
+    done = house(".ci/in_step.py")
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert (house.path / name).read_text(encoding="utf-8") == right
+
+
+def test_a_module_never_exported_is_noticed(house):
+    write_notebook(house.path / "nbs/01_more.ipynb", code("#| default_exp more"), code("#| export\nthree = 3"))
+    done = house(".ci/in_step.py")
+    assert done.returncode == 1
+    assert "normnotes/more.py" in done.stderr
+
+
+def test_settings_are_flat_and_complete(root):
+    "Comments and interpolation do not survive nbdev_bump_version."
+    text = (root / "settings.ini").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*[#;]|%\(", text, flags=re.M)
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(text)
+    assert parser["DEFAULT"]["min_python"] == "3.10"
+    assert "pkg_resources" not in (root / "setup.py").read_text(encoding="utf-8")
+
+
+def test_owner_and_host_stand_in_settings_alone(root):
+    "A fork changes settings.ini and nothing else; nbdev derives the two generated files from it."
+    generated = {"settings.ini", "normnotes/_modidx.py", "nbs/nbdev.yml"}
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
+    )
+    owner = re.compile(r"github\.com/normnotes|normnotes\.github\.io|githubusercontent\.com/normnotes")
+    names = [n for n in listed.stdout.split("\n") if n and n not in generated and (root / n).is_file()]
+    assert len(names) > 10
+    holders = [n for n in names if owner.search((root / n).read_text(encoding="utf-8", errors="ignore"))]
+    assert holders == []
+
+
+def test_readme_opens_with_two_one_line_commands(root):
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^```sh\n(.*?)\n```$", readme, flags=re.M | re.S)[:2]
+    assert all("\n" not in c and "venv" in c for c in commands)
+    assert "normnotes compare" in commands[0]
+    assert "[dev]" in commands[1] and commands[1].index("nbdev_test") < commands[1].index("pytest")
