@@ -118,7 +118,7 @@ def test_gradient_of_the_gradient_in_the_parameters(kind):
 
 
 @pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a C++ compiler')
-@pytest.mark.parametrize('kind', ['bn', 'gn'])
+@pytest.mark.parametrize('kind', ['bn', 'ln', 'gn', 'in'])
 def test_compiled(kind):
     torch.manual_seed(0)
     eager = make_norm(kind, 8, impl='scratch', **({'momentum': None} if kind == 'bn' else {}))
