@@ -61,6 +61,7 @@ def write_readme() -> None:
     path = ROOT / "README.md"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+    path.touch()  # never older than the notebook: nbdev_docs then leaves it as it is
 
 
 def main() -> int:
