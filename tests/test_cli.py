@@ -1,0 +1,282 @@
+"""The `normnotes` command as a person meets it: in a process of its own, stopped, killed, misspelt."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from normnotes import cli
+
+posix = pytest.mark.skipif(os.name == 'nt', reason='sends signals the POSIX way')
+SHORT = '--epochs 2 --seeds 1 --batch-size 32 --lr 0.1 --augment none --jobs 1'
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    """An image folder of 8x8 digits, so small that an epoch takes a moment."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits, folder = load_digits(), tmp_path_factory.mktemp('data') / 'pictures'
+    for i in range(300):
+        path = folder / ('train' if i < 200 else 'test') / str(digits.target[i])
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).save(path / f'{i}.png')
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path, pictures):
+    """Starts `normnotes WORDS` in a process group of its own, as a shell does."""
+    started = []
+
+    def start(words, **options):
+        here = str(Path(cli.__file__).parents[1])  # the same package as in this process
+        env = {**os.environ, 'NORMNOTES_DATA': str(pictures.parent / 'cache'), 'COLUMNS': '100', 'PYTHONPATH': here}
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'encoding': 'utf-8'}
+        options = {'cwd': tmp_path, 'env': env, 'start_new_session': os.name != 'nt', **pipes, **options}
+        started.append(subprocess.Popen([sys.executable, '-m', 'normnotes.cli', *shlex.split(words)], **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def normnotes(start):
+    """Runs `normnotes WORDS` to its end: exit code, standard output, standard error."""
+
+    def run(words, **options):
+        process = start(words, **options)
+        out, err = process.communicate(timeout=500)
+        return process.returncode, out, err
+
+    return run
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
+    """compare as it comes, with fewer epochs: table, verdicts, figures, and what DESIGN fixes."""
+    code, out, err = normnotes('compare --epochs 1 --seeds 2')
+    assert code == 0, err
+    folder = tmp_path / 'runs/compare-epochs=1'
+    names = {p.name for p in folder.iterdir()}
+    figures = {'loss.png', 'accuracy.png', *(f'misclassified_{v}.png' for v in ('bn+l1', 'ln', 'gn'))}
+    assert names == {'study.json', 'results.csv', 'summary.csv', 'summary.md', 'mistakes.npz', 'runs', *figures}
+    table = pd.read_csv(folder / 'results.csv')
+    assert list(table) == 'variant,seed,epoch,train_loss,train_acc,penalty,test_loss,test_acc,lr,seconds'.split(',')
+    assert len(table) == 6 and table.notna().all(axis=None)
+    assert (table.penalty > 0).tolist() == [v == 'bn+l1' for v in table.variant]
+    assert list(pd.read_csv(folder / 'summary.csv').variant) == ['bn+l1', 'ln', 'gn']
+    about = json.loads((folder / 'study.json').read_text())
+    assert about['study']['train']['epochs'] == 1 and about['made_with']['torch']
+    for name in figures:
+        assert name in out
+        assert (folder / name).read_bytes()[:4] == b'\x89PNG' and (folder / name).stat().st_size < 200_000
+    assert '| variant' in out and out.count('can be told apart') + out.count(' than ') == 3
+    assert '6/6' in err and '\033' not in out + err  # a line per run, and no colour where nobody looks
+
+
+def test_python_does_the_same_in_three_lines(normnotes, pictures, tmp_path):
+    from normnotes.studies import Study, run_study
+
+    code, out, err = normnotes(f'compare --data {shlex.quote(str(pictures))} --model net --out one {SHORT} --quiet')
+    assert (code, out, err) == (0, '', '')
+    study = Study(data=str(pictures), seeds=1).change(epochs=2, batch_size=32, lr=0.1, augment='none')
+    results = run_study(study, tmp_path / 'two', jobs=1, progress='none', root=pictures.parent / 'cache')
+    assert results.summary().equals(type(results).load(tmp_path / 'one').summary())
+    for name in ('summary.md', 'accuracy.png', 'mistakes.npz'):
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ('one', 'two'))
+        assert one == two or name == 'summary.md'
+
+
+def test_json_and_report(normnotes, pictures, tmp_path):
+    words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --out out {SHORT} --json'
+    code, out, _ = normnotes(words)
+    found = json.loads(out)
+    assert code == 0 and found['study'] == 'compare' and len(found['summary']) == 2
+    assert found['settings']['model'] == 'cifarnet'  # for image folders
+    table, figure = (tmp_path / 'out/results.csv').read_bytes(), (tmp_path / 'out/loss.png').read_bytes()
+    (tmp_path / 'out/results.csv').write_text('garbage')
+    (tmp_path / 'out/loss.png').unlink()
+    code, out, err = normnotes('report .')  # found below
+    assert code == 0, err
+    assert 'out/summary.md' in out.replace('\\', '/')
+    assert (tmp_path / 'out/results.csv').read_bytes() == table
+    assert (tmp_path / 'out/loss.png').read_bytes() == figure
+    code, out, _ = normnotes('report out --json')
+    assert json.loads(out)['summary'] == found['summary']
+
+
+def test_studies_of_the_book_in_small(normnotes, pictures, tmp_path):
+    """Three of the four can be trained on images of 8x8; the fourth is named, and does not hold up the others."""
+    code, _, err = normnotes(
+        f'study as-published --data {shlex.quote(str(pictures))} --epochs 1 --jobs 2 --batch-size 64 --out here'
+    )
+    assert code == 1
+    assert 'as-published/eva8: 3 of 3 runs failed; bn+l1 seed 0: ValueError' in err
+    assert sorted(p.name for p in (tmp_path / 'here').iterdir()) == ['era', 'eva4', 'eva6', 'eva8']
+    assert 'penalty starts at' in err  # the warning that would have saved a published study
+    code, out, err = normnotes('report here --json')
+    assert code == 0, err
+    assert [(r['study'], len(r['missing'])) for r in json.loads(out)][-2:] == [
+        ('as-published/eva6', 0),
+        ('as-published/eva8', 3),
+    ]
+
+
+@posix
+@pytest.mark.parametrize('jobs', [1, 2])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_gone_on(start, normnotes, pictures, tmp_path, number, jobs):
+    words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --epochs 400 --out out --jobs {jobs}'
+    process = start(words)
+    wait_for(lambda: len(list(tmp_path.glob('out/runs/*/history.csv'))) == jobs, process)
+    began = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # Ctrl-C reaches the workers as well
+    else:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert time.monotonic() - began < 20
+    assert err.rstrip().endswith(f'To go on:\n  normnotes {words}'), err
+    assert 'Traceback' not in err and 'KeyboardInterrupt' not in err, err
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+@posix
+def test_killed_and_given_again(start, normnotes, pictures, tmp_path):
+    def words(out):
+        data = shlex.quote(str(pictures))
+        return f'compare --data {data} --variants bn,bn+l1 --out {out} {SHORT} --epochs 6 --seeds 2'
+
+    process = start(words('killed'))
+    wait_for(lambda: list(tmp_path.glob('killed/runs/*/status.json')), process)
+    process.kill()
+    process.communicate()
+    for out in ('killed', 'whole'):
+        code, _, err = normnotes(words(out))
+        assert code == 0, err
+    for name in ('summary.csv', 'summary.md', 'mistakes.npz', 'loss.png', 'accuracy.png', 'misclassified_bn.png'):
+        assert (tmp_path / 'killed' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
+    killed, whole = (pd.read_csv(tmp_path / n / 'results.csv').drop(columns='seconds') for n in ('killed', 'whole'))
+    assert killed.equals(whole)
+
+
+@posix
+def test_a_folder_that_may_not_be_written(normnotes, pictures, tmp_path):
+    if os.geteuid() == 0:
+        (tmp_path / 'out').write_text('')  # nothing is forbidden to root, but a file is no folder
+    else:
+        (tmp_path / 'out').mkdir(mode=0o500)
+    code, out, err = normnotes(f'compare --data {shlex.quote(str(pictures))} --out out {SHORT} --quiet')
+    assert code == 1 and err.count('\n') == 1 and 'cannot write to' in err and out == ''
+
+
+@posix
+def test_no_room(start, normnotes, pictures, tmp_path):
+    import resource
+
+    words = f'compare --data {shlex.quote(str(pictures))} --variants ln --out out {SHORT} --quiet'
+    assert normnotes(words)[0] == 0
+    before = (tmp_path / 'out/runs/ln-s0/status.json').read_bytes()
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    code, _, err = normnotes(words.replace('--variants ln', '--variants ln,bn'), preexec_fn=little_room)
+    assert code == 1 and err.count('\n') == 1 and 'cannot write to' in err and 'finished runs are kept' in err, err
+    assert (tmp_path / 'out/runs/ln-s0/status.json').read_bytes() == before
+    assert normnotes(words.replace('--variants ln', '--variants ln,bn'))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        ('', 'no command'),
+        ('comapre', "unknown command 'comapre'; did you mean 'compare'?"),
+        ('compare --epochs 0', "--epochs: '0' is not allowed; use a whole number from 1 up"),
+        ('compare --epochs', '--epochs: expected one argument'),
+        ('compare --lr none', "--lr: 'none' is not allowed; use a number above 0"),
+        ('compare --seeds 1,1', "--seeds: '1,1' is not allowed"),
+        ('compare --jobs -2', "--jobs: '-2' is not allowed"),
+        ('compare --bach-size 3', "unknown option '--bach-size'; did you mean '--batch-size'?"),
+        ('compare --variants bn,bm', "variant 'bm': unknown norm 'bm'"),
+        ('compare --variants bn,bn', "'bn' is there twice"),
+        ('compare --data mnits', "unknown data set 'mnits'; did you mean 'mnist'?"),
+        ('compare --model net8', "unknown model 'net8'"),
+        ('compare --augment heavy', 'heavy'),
+        ('study mnist-nroms', "unknown study 'mnist-nroms'; did you mean 'mnist-norms'?"),
+        ('study nowhere.json', "no file 'nowhere.json'"),
+        ('studies nothing', "unknown study 'nothing'"),
+        ('report nowhere', "no folder 'nowhere'"),
+        ('data minst', "unknown data set 'minst'; did you mean 'mnist'?"),
+    ],
+)
+def test_what_is_not_understood(capsys, words, said):
+    assert cli.main(shlex.split(words)) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count('\n') == 1 and not out, err
+
+
+def test_a_device_that_is_not_there(capsys, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv('NORMNOTES_DATA', str(pictures.parent / 'cache'))
+    words = ['compare', '--data', str(pictures), '--out', str(tmp_path / 'out'), '--device', 'nonsense', '--quiet']
+    assert cli.main([*words, '--jobs', '1']) == 1
+    err = capsys.readouterr().err
+    assert 'nonsense' in err and err.count('\n') == 1
+
+
+def test_colour_only_for_people(monkeypatch):
+    class Terminal:
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
+    assert cli._colour(Terminal())
+    monkeypatch.setenv('NO_COLOR', '1')
+    assert not cli._colour(Terminal())
+    monkeypatch.delenv('NO_COLOR')
+    monkeypatch.setenv('TERM', 'dumb')
+    assert not cli._colour(Terminal())
+    assert not cli._colour(open(os.devnull))
+
+
+def test_a_reader_that_stops_reading(start):
+    process = start('studies')
+    process.stdout.close()
+    err = process.stderr.read()
+    process.wait(60)
+    assert 'Traceback' not in err and 'BrokenPipe' not in err, err
+
+
+def test_quick_answers(normnotes):
+    began = time.monotonic()
+    code, out, _ = normnotes('--version')
+    assert code == 0 and out.startswith('normnotes ')
+    code, out, _ = normnotes('compare --help')
+    assert code == 0 and 'examples:' in out and max(map(len, out.splitlines())) <= 120
+    assert time.monotonic() - began < 10
