@@ -54,7 +54,7 @@ def _colour(stream) -> bool:
     "Colour only where a person looks, and nobody has said no (https://no-color.org)"
     return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
-# %% ../nbs/07_cli.ipynb #c65f7279
+# %% ../nbs/07_cli.ipynb #6c1aca32
 class _Parser(argparse.ArgumentParser):
     "Errors in one line"
 
@@ -142,9 +142,7 @@ def _add_settings(parser: argparse.ArgumentParser, compare: bool) -> None:
     group.add_argument('--seeds', type=_seeds, metavar='N', help='how many, or which with commas' + default('3'))
     group.add_argument('--epochs', type=whole, metavar='N', help='times through the training images' + default('20'))
     group.add_argument('--batch-size', type=whole, metavar='N', help='images per step' + default('128; 32 for digits'))
-    group.add_argument(
-        '--lr', type=positive, metavar='X', help='highest learning rate' + default('0.3; 0.1 for digits')
-    )
+    group.add_argument('--lr', type=positive, metavar='X', help='highest learning rate' + default('0.1'))
     group.add_argument('--l1', type=strength, metavar='X', help='strength of +l1' + default('1e-4'))
     group.add_argument('--l2', type=strength, metavar='X', help='strength of +l2' + default('5e-4'))
     group.add_argument('--augment', metavar='NAME', help='none, light, cifar or eva6' + default('light'))
@@ -216,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(data)
     return parser
 
-# %% ../nbs/07_cli.ipynb #69520f7b
+# %% ../nbs/07_cli.ipynb #3cc7d180
 class _Usage(Exception):
     "The command cannot be meant; the message is one line."
 
@@ -259,7 +257,7 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     try:
         if args.command == 'compare':
             data = changes.get('data', 'digits')
-            fitting: dict[str, Any] = {'batch_size': 32, 'lr': 0.1} if data == 'digits' else {}
+            fitting: dict[str, Any] = {'batch_size': 32} if data == 'digits' else {}
             if data not in ('digits', 'mnist', 'fashion-mnist'):
                 fitting['model'] = 'cifarnet'
             found = [Study(note='Which variant is best?').change(**fitting)]

@@ -399,7 +399,7 @@ def _over_seeds(rows: pd.DataFrame, column: str, band: str | None) -> pd.DataFra
         table['low'], table['high'] = table['mean'] - half, table['mean'] + half
     return table[table.seeds > 0]
 
-# %% ../nbs/05_plotting.ipynb #2437b0ce
+# %% ../nbs/05_plotting.ipynb #054f3de5
 def _value(number: float, column: str) -> str:
     "A number as the figures write it."
     return f'{number:.2f}' if column.endswith('acc') else f'{number:.3g}' if abs(number) < 1 else f'{number:.2f}'
@@ -431,6 +431,8 @@ def _zoom_limits(tables: Mapping[str, pd.DataFrame], first: float) -> tuple[floa
         return None
     every = pd.concat([table['mean'] for table in tables.values()])
     far = (ends - ends.median()).abs() > 0.25 * (every.max() - every.min())
+    if far.all():  # they meet nowhere
+        return None
     near = pd.concat([tables[variant].loc[first:] for variant in ends.index[~far]])
     if near.empty:
         return None

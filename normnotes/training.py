@@ -75,7 +75,7 @@ def percent_zero(
     w = torch.cat([w.detach().flatten() for w in penalized(model, include)])
     return 100 * (w.abs() <= up_to).double().mean().item()
 
-# %% ../nbs/04_training.ipynb #ac1c4e6a
+# %% ../nbs/04_training.ipynb #5e66089a
 _CHOICES: dict[str, tuple] = {
     'optimizer': ('sgd', 'adamw'), 'schedule': ('one-cycle', 'step', 'cosine', 'constant'),
     'l1_mode': ('penalty', 'proximal'), 'l2_mode': ('decay', 'penalty'), 'penalize': ('weights', 'all'),
@@ -91,7 +91,7 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 128
     optimizer: str = 'sgd'  # 'sgd' or 'adamw'
-    lr: float = 0.3  # the highest learning rate of the schedule
+    lr: float = 0.1  # the highest learning rate of the schedule
     momentum: float = 0.9  # of SGD; AdamW's first beta
     nesterov: bool = True  # of SGD
     schedule: str = 'one-cycle'  # 'one-cycle', 'step', 'cosine' or 'constant'
