@@ -96,12 +96,12 @@ def norm_and_stats(
     y, mean, var = Normalize.apply(x.reshape(n, c, math.prod(x.shape[2:])), gamma, beta, groups, across_batch, eps)
     return y.view(x.shape), mean.squeeze(2), var.squeeze(2)
 
-# %% ../nbs/01_norms.ipynb #e6f97318
+# %% ../nbs/01_norms.ipynb #0a72742b
 class _Norm(nn.Module):
     "What all norm layers share: gamma and beta, and the check of the input."
 
-    weight: Tensor | None
-    bias: Tensor | None
+    weight: Any     # gamma, or None
+    bias: Any       # beta, or None
 
     def _make_affine(self, size: int, affine: bool, bias: bool, device: Any, dtype: Any) -> None:
         self.affine = affine
@@ -169,7 +169,7 @@ class GroupNorm(_Norm):
 
 
 class LayerNorm2d(GroupNorm):
-    "Layer normalization of images: one mean and variance for each image, one gamma and beta for each channel."
+    "Layer norm of images: one mean and variance per image, as `nn.GroupNorm(1, C)`; not torchvision's `LayerNorm2d`."
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ def _refuse_one_value(per: str, x: Tensor, way_out: str) -> None:
     raise ValueError(f'Expected more than 1 value per {per} when training, got input size {tuple(x.shape)}: '
                      f'one number is its own mean, and nothing is left of it; {way_out}')
 
-# %% ../nbs/01_norms.ipynb #07b2e8e6
+# %% ../nbs/01_norms.ipynb #03b87bf7
 class _RunningNorm(_Norm):
     "A norm layer that can keep running statistics."
 
@@ -211,7 +211,7 @@ class _RunningNorm(_Norm):
         dtype: Any,
         bias: bool,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)    # not super(): in BatchNorm2d that is torch's class, which would make its own
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.track_running_stats = track_running_stats
         self._make_affine(num_features, affine, bias, device, dtype)
@@ -269,8 +269,8 @@ class _RunningNorm(_Norm):
         return (f'{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, '
                 f'track_running_stats={self.track_running_stats}')
 
-# %% ../nbs/01_norms.ipynb #fad2faee
-class BatchNorm2d(_RunningNorm):
+# %% ../nbs/01_norms.ipynb #30bcd008
+class BatchNorm2d(_RunningNorm, nn.modules.batchnorm._BatchNorm):    # torch's tools look for this class
     "Batch normalization: each channel has one mean and variance over all images of the batch."
 
     def __init__(
@@ -350,8 +350,8 @@ class InstanceNorm2d(_RunningNorm):
             self._track(mean, var, count, self.momentum or 0.)
         return y
 
-# %% ../nbs/01_norms.ipynb #dd3df943
-_BATCH_NORMS = (BatchNorm2d, nn.modules.batchnorm._BatchNorm)
+# %% ../nbs/01_norms.ipynb #91af3c04
+_AnyBatchNorm = nn.modules.batchnorm._BatchNorm     # torch.nn's and ours
 
 
 class _Pooled:
@@ -373,14 +373,14 @@ class _Pooled:
         self.mean = self.mean + step * (x.shape[1] / count)
         self.count = count
 
-# %% ../nbs/01_norms.ipynb #e63afaca
+# %% ../nbs/01_norms.ipynb #c9c388a1
 @torch.no_grad()
 def recompute_stats(
     model: nn.Module,  # any model; batch-norm layers of torch.nn and of this chapter are served
     batches: Iterable[Any],  # inputs, or (input, label) pairs; moved to the model's device
 ) -> nn.Module:  # the same model, its running statistics replaced, its modes as before
     "Replace the running statistics of batch norms by the mean and variance of everything in `batches`."
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.running_mean is not None]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, _AnyBatchNorm) and m.running_mean is not None]
     if not layers:
         return model
     device = next(model.parameters(), layers[0].running_mean).device
@@ -415,7 +415,7 @@ def recompute_stats(
             m.num_batches_tracked.fill_(seen)
     return model
 
-# %% ../nbs/01_norms.ipynb #14c84d5a
+# %% ../nbs/01_norms.ipynb #c465b6b8
 @torch.no_grad()
 def fold_batchnorm(
     conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,  # a convolution, not a transposed one
@@ -424,7 +424,7 @@ def fold_batchnorm(
     "Fold a batch norm into the convolution before it."
     if not isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise TypeError(f'cannot fold into {type(conv).__name__}; use Conv1d, Conv2d or Conv3d')
-    if not isinstance(bn, _BATCH_NORMS):
+    if not isinstance(bn, _AnyBatchNorm):
         raise TypeError(f'cannot fold {type(bn).__name__}; only batch norm stands still')
     if bn.training:
         raise ValueError('the batch norm is in training mode and follows each batch; call eval() first')
@@ -444,7 +444,7 @@ def fold_batchnorm(
     folded.bias = nn.Parameter(bias.to(conv.weight.device, conv.weight.dtype), conv.weight.requires_grad)
     return folded
 
-# %% ../nbs/01_norms.ipynb #f63bde31
+# %% ../nbs/01_norms.ipynb #b4c63fdd
 class _Tracer(fx.Tracer):
     "Follows a model down to layers; the layers of this chapter are not looked into."
 
@@ -472,7 +472,7 @@ def fold_batchnorms(
             continue
         before, bn_name = node.args[0], str(node.target)
         bn = folded.get_submodule(bn_name)
-        if not (isinstance(bn, _BATCH_NORMS) and isinstance(before, fx.Node) and before.op == 'call_module'):
+        if not (isinstance(bn, _AnyBatchNorm) and isinstance(before, fx.Node) and before.op == 'call_module'):
             continue
         conv_name = str(before.target)
         conv = folded.get_submodule(conv_name)
@@ -482,7 +482,7 @@ def fold_batchnorms(
             _put(folded, bn_name, nn.Identity())
     return folded
 
-# %% ../nbs/01_norms.ipynb #ceb86829
+# %% ../nbs/01_norms.ipynb #49802163
 def default_groups(
     num_channels: int,  # channels of the layer
 ) -> int:  # the largest divisor of `num_channels` that is at most 4
@@ -509,9 +509,15 @@ def make_norm(
     if impl not in _LAYERS:
         raise ValueError(f'unknown impl {impl!r}; use {" or ".join(map(repr, _LAYERS))}')
     if not isinstance(kind, str):
+        if groups is not None or impl != 'torch':
+            raise ValueError(f'groups={groups} and impl={impl!r} are for norms by name; a callable decides for itself, '
+                             'as in lambda c: nn.GroupNorm(4, c)')
         return kind(num_channels, **kwargs)
     name, _, number = kind.partition(':')
     short = norm_kind(name)
+    if short not in ('none', *_LAYERS[impl]):
+        raise ValueError(f"no layer for {kind!r}: make_norm makes 'bn', 'ln', 'gn', 'in' and 'none'; "
+                         'for any other norm give a callable that takes the number of channels')
     if number:
         if not number.isdigit() or groups not in (None, int(number)):
             raise ValueError(f'{kind!r} with groups={groups}: say the number of groups once, as in {name}:4')
@@ -520,8 +526,6 @@ def make_norm(
         raise ValueError(f'groups={groups} is for group norm only; {kind!r} has no groups')
     if short == 'none':
         return nn.Identity()
-    if short not in _LAYERS[impl]:
-        raise ValueError(f"no layer for {kind!r}; use 'bn', 'ln', 'gn', 'in' or 'none'")
     if short == 'gn':
         groups = check_groups(num_channels, default_groups(num_channels) if groups is None else groups)
         return _LAYERS[impl]['gn'](groups, num_channels, **kwargs)
@@ -529,9 +533,20 @@ def make_norm(
         kwargs = {'affine': True, **kwargs}
     return _LAYERS[impl][short](num_channels, **kwargs)
 
-# %% ../nbs/01_norms.ipynb #92a43c92
-_SWAPPED = (_Norm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm,
-            nn.LazyBatchNorm2d, nn.LazyInstanceNorm2d)
+# %% ../nbs/01_norms.ipynb #61bf1317
+_SWAPPED: tuple[type[nn.Module], ...] = (
+    BatchNorm2d, InstanceNorm2d, GroupNorm, LayerNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d,
+    nn.GroupNorm, nn.LazyBatchNorm2d, nn.LazyInstanceNorm2d)
+
+
+def _is_swapped(m: nn.Module, name: str) -> bool:
+    "Whether `m` is a norm layer to be replaced; one with a `forward` of its own is refused."
+    base = next((kind for kind in type(m).__mro__ if kind in _SWAPPED), None)
+    if base is not None and type(m).forward is not base.forward:
+        raise TypeError(f'{name or "the model"} is a {type(m).__name__}, a {base.__name__} whose forward does '
+                        'something else, and that would be lost; first put plain layers in its place, such as '
+                        'nn.Sequential(nn.BatchNorm2d(c), nn.ReLU()) for a norm with activation')
+    return base is not None
 
 
 def _replacement(old: Any, name: str, like: Tensor | None, to: Any, groups: int | None, impl: str) -> nn.Module:
@@ -559,7 +574,7 @@ def _replacement(old: Any, name: str, like: Tensor | None, to: Any, groups: int 
         if p is not None and q is not None and p.shape == q.shape:
             setattr(new, part, p)
     both = (old, new)
-    if any(all(isinstance(m, kinds) for m in both) for kinds in (_BATCH_NORMS, (InstanceNorm2d, nn.InstanceNorm2d))):
+    if any(all(isinstance(m, kinds) for m in both) for kinds in (_AnyBatchNorm, (InstanceNorm2d, nn.InstanceNorm2d))):
         for part in ('momentum', 'track_running_stats', 'running_mean', 'running_var', 'num_batches_tracked'):
             setattr(new, part, getattr(old, part))
     return new.train(old.training)
@@ -576,7 +591,10 @@ def swap_norms(
     "Replace the norm layers of a model, keeping gamma and beta where they fit."
     like = next(model.parameters(), None)
     new: dict[nn.Module, Any] = {m: _replacement(m, name, like, to, groups, impl)
-                                 for name, m in model.named_modules() if isinstance(m, _SWAPPED)}
+                                 for name, m in model.named_modules() if _is_swapped(m, name)}
+    if not new:
+        warnings.warn(f'no two-dimensional norm layer found in {type(model).__name__}: nothing was replaced; '
+                      'swap_norms looks for BatchNorm2d, SyncBatchNorm, InstanceNorm2d and GroupNorm', stacklevel=2)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in new:

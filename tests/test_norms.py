@@ -17,6 +17,7 @@ from normnotes.norms import (
     make_norm,
     norm_and_stats,
     recompute_stats,
+    swap_norms,
 )
 from normnotes.sets import divisors, normalize_by_sets, stat_sets
 
@@ -186,3 +187,59 @@ def test_recomputed_statistics_do_not_depend_on_the_batches(sizes):
     assert (layer.running_mean - data.mean((0, 2, 3))).abs().max() < 1e-10
     assert (layer.running_var - data.transpose(0, 1).flatten(1).var(1)).abs().max() < 1e-10
     assert layer.num_batches_tracked.item() == len(sizes)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    "A norm with an activation inside, as timm has it."
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Renamed(nn.BatchNorm2d):
+    "Another name, the same forward."
+
+
+def test_swap_refuses_a_norm_that_does_more():
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(BatchNormAct2d(4)))
+    with pytest.raises(TypeError, match=r'1\.0 is a BatchNormAct2d, a BatchNorm2d .* first put plain layers'):
+        swap_norms(net)
+    assert type(net[0]) is nn.BatchNorm2d and type(net[1][0]) is BatchNormAct2d
+    net[1][0] = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())      # the way out
+    assert sum(type(m) is nn.GroupNorm for m in swap_norms(net).modules()) == 2
+
+
+def test_swap_takes_subclasses_that_only_have_another_name():
+    assert [type(m) for m in swap_norms(nn.Sequential(Renamed(4), LayerNorm2d(4)), 'in')] == 2 * [nn.InstanceNorm2d]
+
+
+def test_swap_warns_when_nothing_matches():
+    with pytest.warns(UserWarning, match='no two-dimensional norm layer found in Sequential'):
+        swap_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+
+
+def test_callable_takes_no_groups():
+    for extra in ({'groups': 4}, {'impl': 'scratch'}):
+        with pytest.raises(ValueError, match='a callable decides for itself'):
+            make_norm(nn.BatchNorm2d, 16, **extra)
+        with pytest.raises(ValueError, match=r'0: .*a callable decides for itself'):
+            swap_norms(nn.Sequential(nn.BatchNorm2d(16)), nn.InstanceNorm2d, **extra)
+    with pytest.raises(ValueError, match="makes 'bn', 'ln', 'gn', 'in' and 'none'"):
+        make_norm('lnc', 16)
+
+
+def test_tools_of_torch_find_our_batch_norm():
+    data = torch.randn(60, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 5
+    results = []
+    for make in (BatchNorm2d, nn.BatchNorm2d):
+        net = nn.Sequential(make(3))
+        torch.optim.swa_utils.update_bn(data.split(20), net)
+        results.append([b.clone() for b in net.buffers()])
+        assert net[0].momentum == .1
+    agree(*results, 1e-5)
+    ours = BatchNorm2d(3, eps=.5, momentum=.25)
+    ours(data)
+    sync = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(ours))[0]
+    assert type(sync) is nn.SyncBatchNorm and (sync.eps, sync.momentum) == (.5, .25) and sync.weight is ours.weight
+    agree([sync.running_mean, sync.running_var], [ours.running_mean, ours.running_var], 1e-12)
+    assert (sync.eval()(data) - ours.eval()(data)).abs().max() < 1e-5
