@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'AUGMENTS', 'DRAWS', 'data_folder', 'write_atomic', 'seed
            'enlarge_digits', 'digits_split', 'Entry', 'load_data', 'affine', 'crop', 'flip', 'brightness', 'contrast',
            'saturation', 'hue', 'Augment', 'apply_draws', 'augment', 'normalize', 'Batches']
 
-# %% ../nbs/02_data.ipynb #210f35a0
+# %% ../nbs/02_data.ipynb #ec5a59cf
 import hashlib
 import json
 import os
@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from operator import index
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,17 @@ def data_folder(
         return home/'Library/Caches/normnotes'
     return Path(os.environ.get('XDG_CACHE_HOME') or home/'.cache')/'normnotes'
 
-# %% ../nbs/02_data.ipynb #595ef201
+# %% ../nbs/02_data.ipynb #4bae0e0c
+def _rename(source: Path, target: Path) -> None:
+    "Put a file in another's place; on Windows that is refused while somebody reads the other, so wait a little"
+    for wait in (0.01, 0.03, 0.1, 0.3, 1.) if sys.platform == 'win32' else ():
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            sleep(wait)
+    os.replace(source, target)
+
+# %% ../nbs/02_data.ipynb #70873884
 def write_atomic(
     path: str | os.PathLike,  # the file to write; its folder is made if need be
     content: Callable[[Path], Any] | bytes | str,  # the content, or a function that writes it to the path it is given
@@ -65,7 +76,7 @@ def write_atomic(
             content(temporary)
         with open(temporary, 'rb+') as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -303,7 +314,7 @@ DATASETS: dict[str, Entry] = {
     'cifar10': _from_torchvision('cifar10', 'CIFAR10', ('cifar-10-python.tar.gz',)),
 }
 
-# %% ../nbs/02_data.ipynb #4e03b36f
+# %% ../nbs/02_data.ipynb #74b08a48
 def _list_images(folder: Path) -> dict[str, dict[str, list[os.DirEntry]]]:
     "The image files of each class of the two parts, everything in order of name"
     from PIL import Image
@@ -341,8 +352,8 @@ def _decode(path: str, size: tuple[int, int], colour: bool) -> np.ndarray:
             image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
         return np.asarray(image)
 
-def _common_form(files: list[os.DirEntry], quiet: bool) -> tuple[tuple[int, int], bool]:
-    "The size to bring images to, and whether any has colour, from the heads of the files"
+def _common_form(files: list[os.DirEntry], quiet: bool, sized: bool) -> tuple[tuple[int, int], bool]:
+    "The size that images have, or 32x32 if most have none in common, and whether any has colour, by the files' heads"
     from PIL import Image
     from tqdm import tqdm
     sizes: Counter[tuple[int, int]] = Counter()
@@ -355,6 +366,8 @@ def _common_form(files: list[os.DirEntry], quiet: bool) -> tuple[tuple[int, int]
         except Exception:
             continue  # it is reported when it is decoded
     size, count = sizes.most_common(1)[0] if sizes else ((32, 32), 0)
+    if sized and 2 * sum(n for shape, n in sizes.items() if max(shape) > 256) >= max(1, sizes.total()):
+        _warn('most pictures are larger than 256 pixels a side, so they are brought to 32x32; choose with size=')
     return (size if 2 * count >= sizes.total() and max(size) <= 256 else (32, 32)), colour
 
 def _folder_entry(folder: Path, size: int | tuple[int, int] | None = None, colour: bool | None = None,
@@ -375,7 +388,7 @@ def _folder_entry(folder: Path, size: int | tuple[int, int] | None = None, colou
         from tqdm import tqdm
         form, has_colour = (shape, colour)
         if form is None or has_colour is None:
-            common, any_colour = _common_form([file for *_, file in files], quiet)
+            common, any_colour = _common_form([file for *_, file in files], quiet, form is None)
             form, has_colour = form or common, any_colour if has_colour is None else has_colour
         images = np.empty((len(files), *form, *([3] if has_colour else [])), np.uint8)
         corrupt: dict[int, str] = {}
@@ -451,7 +464,7 @@ def _read_cached(entry: Entry, cache: Path, folder: Path, quiet: bool) -> DataSe
         _warn(f'{data.name} is not cached, it stays in memory only: {problem}')
     return data
 
-# %% ../nbs/02_data.ipynb #a97b3e63
+# %% ../nbs/02_data.ipynb #90cd2016
 def load_data(
     name: str | os.PathLike = 'digits',  # a name in `DATASETS`, or the path of an image folder
     root: str | os.PathLike | None = None,  # the data folder; see `data_folder`
@@ -460,8 +473,10 @@ def load_data(
     quiet: bool = False,  # no progress bar
     **options,  # of an image folder: size=32 or (height, width), colour=True or False, on_corrupt='refuse' or 'skip'
 ) -> DataSet:
-    "A whole data set as tensors."
+    "A whole data set as tensors. Images of a folder keep a common size of up to 256x256, or are made 32x32."
     folder, name = data_folder(root), os.fspath(name)
+    if name not in DATASETS:
+        name = os.path.expanduser(name)
     allowed: tuple[str, ...] = ('size', 'colour', 'on_corrupt')
     if name in DATASETS:
         entry, cache, allowed = DATASETS[name], folder/f'{name}.safetensors', ()
@@ -680,10 +695,10 @@ def normalize(
                  for value in (mean, std))
     return images.float().mul(1 / (white * std)).sub_(mean / std)
 
-# %% ../nbs/02_data.ipynb #c801300e
+# %% ../nbs/02_data.ipynb #801e25a0
 class Batches:
     "Batches of a split: shuffled, augmented and normalized on the device that holds the images."
-    chunk = 1024  # about so many images are changed at once
+    chunk = 1024  # about so many images are changed at once, and no more than 8 million numbers
 
     def __init__(
         self,
@@ -721,7 +736,8 @@ class Batches:
         draws = torch.rand(total, len(DRAWS), generator=seed_generator(self.seed, 'augment', number))
         order, draws = order.to(images.device), draws.to(images.device)
         end = min(total, len(self) * self.batch_size)
-        step = max(1, self.chunk // self.batch_size) * self.batch_size
+        chunk = min(self.chunk, 2**23 // max(1, images.shape[1:].numel()))
+        step = max(1, chunk // self.batch_size) * self.batch_size  # at least one batch
         for start in range(0, end, step):
             rows = order[start:min(start + step, end)]
             # index_select, for it copies whole images; draws go by the image, not by its place in the order

@@ -134,19 +134,27 @@ class ConvBlock(nn.Sequential):
                 x = x + skip
         return x
 
-# %% ../nbs/03_models.ipynb #dd8e97be
+# %% ../nbs/03_models.ipynb #9c642c12
+@fx.wrap  # tools that trace a network keep it as one step
+def _drop_few(x: Tensor, p: float) -> Tensor:
+    "`nn.functional.dropout` for a small `p`."
+    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+        return nn.functional.dropout(x, p)
+    keep = torch.full_like(x, 1 / (1 - p))
+    count = keep.numel()
+    gaps = int(count * p + 10 * (count * p) ** 0.5 + 10)  # ten deviations above the usual number
+    places = torch.empty(gaps, dtype=torch.int64).geometric_(p).cumsum(0) - 1
+    keep.as_strided((count,), (1,))[places[places < count]] = 0.0  # in the order of the memory
+    return x * keep
+
+
 class Dropout(nn.Dropout):
     "`nn.Dropout`, faster on the CPU where little is dropped: it draws the gaps between the dropped numbers."
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not 0 < self.p <= 0.1 or input.device.type != 'cpu' or torch.compiler.is_compiling():
-            return super().forward(input)
-        keep = torch.full_like(input, 1 / (1 - self.p))
-        count = keep.numel()
-        gaps = int(count * self.p + 10 * (count * self.p) ** 0.5 + 10)  # ten deviations above the usual number
-        places = torch.empty(gaps, dtype=torch.int64).geometric_(self.p).cumsum(0) - 1
-        keep.as_strided((count,), (1,))[places[places < count]] = 0.0  # in the order of the memory
-        return input * keep
+        if self.training and 0 < self.p <= 0.1:
+            return _drop_few(input, self.p)
+        return super().forward(input)
 
 # %% ../nbs/03_models.ipynb #e5388599
 def _conv2d(num_in: int, num_out: int, row: Row, generator: torch.Generator) -> nn.Conv2d:
@@ -494,7 +502,7 @@ def param_table(
     elsewhere = total - sum(row.params for row in rows)
     return ParamTable(rows if depth is None else _merge(rows, depth), total, elsewhere)
 
-# %% ../nbs/03_models.ipynb #c42e2381
+# %% ../nbs/03_models.ipynb #e61a66f9
 def _same_layers(model: nn.Module, fresh: nn.Module) -> bool:
     "Whether two networks have the same layers, and tensors of the same names and shapes."
     def shapes(m: nn.Module) -> dict[str, torch.Size]:
@@ -562,7 +570,7 @@ def load(
     try:
         with safe_open(path, 'pt') as file:
             text = (file.metadata() or {}).get('normnotes')
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # the file may change later
     except SafetensorError as error:
         raise ValueError(f'{str(path)!r} is not a whole safetensors file ({error}); it may have been cut short: '
                          'copy it again, or save the network again') from error

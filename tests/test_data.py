@@ -186,6 +186,30 @@ def run(code, *args, **options):
                             stderr=subprocess.PIPE, text=True, **options)
 
 
+def test_a_reader_on_windows_is_waited_for(tmp_path, monkeypatch):
+    path, replace, tries = tmp_path/'a.txt', os.replace, []
+    def busy(source, target):
+        tries.append(target)
+        if len(tries) < waits:
+            raise PermissionError(13, 'Access is denied')
+        replace(source, target)
+    monkeypatch.setattr(os, 'replace', busy)
+    monkeypatch.setattr('normnotes.data.sleep', lambda seconds: None)
+    waits = 2
+    with pytest.raises(PermissionError):  # elsewhere it is no passing state
+        write_atomic(path, 'no')
+    monkeypatch.setattr(sys, 'platform', 'win32')
+    tries.clear()
+    waits = 4
+    write_atomic(path, 'new')
+    assert path.read_text() == 'new' and len(tries) == 4
+    tries.clear()
+    waits = 100
+    with pytest.raises(PermissionError, match='denied'):
+        write_atomic(path, 'never')
+    assert path.read_text() == 'new' and os.listdir(tmp_path) == ['a.txt']
+
+
 WRITER = """
 import sys
 from normnotes.data import write_atomic
@@ -328,6 +352,25 @@ def test_wrong_options(pictures, tmp_path, options, words):
         load_data(pictures, root=tmp_path, **options)
 
 
+def test_home_is_found(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    assert len(load_data('~/pets', root=tmp_path).train) == 8
+
+
+def test_large_pictures_are_shrunk_with_a_warning(pictures, tmp_path):
+    for file in pictures.rglob('*.png'):
+        Image.new('RGB', (300, 200)).save(file)
+    with pytest.warns(UserWarning, match=r'larger than 256 pixels .* 32x32; choose with size='):
+        assert load_data(pictures, root=tmp_path/'a').shape == (3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert load_data(pictures, root=tmp_path/'a', size=300).shape == (3, 300, 300)
+        for file in pictures.rglob('*.png'):
+            Image.new('RGB', (256, 200)).save(file)
+        assert load_data(pictures, root=tmp_path/'a').shape == (3, 200, 256)
+
+
 # no network
 
 @pytest.mark.parametrize('name, file', [('mnist', 'train-images-idx3-ubyte.gz'), ('cifar10', 'cifar-10-python.tar.gz'),
@@ -398,6 +441,28 @@ def test_importing_is_light():
     code = ("import sys, normnotes.data; "
             "print([m for m in ('torchvision', 'sklearn', 'PIL', 'pandas', 'matplotlib') if m in sys.modules])")
     assert run(code).communicate()[0] == '[]\n'
+
+
+@pytest.mark.parametrize('side, batch_size, most', [(28, 128, 1024), (256, 16, 128), (256, 300, 300)])
+def test_large_images_are_changed_a_few_at_a_time(monkeypatch, side, batch_size, most):
+    from normnotes import data
+    split = Split(torch.randint(0, 256, (1, 1, side, side), dtype=torch.uint8).expand(1100, -1, -1, -1),
+                  torch.arange(1100))
+    sizes = []
+    monkeypatch.setattr(data, 'normalize', lambda x, mean, std: sizes.append(len(x)) or x)
+    batches = [y for _, y in Batches(split, batch_size, (.5,), (.2,)).epoch(0)]
+    assert max(sizes) == most and sum(sizes) == 1100
+    assert [len(y) for y in batches[:-1]] == [batch_size] * (len(batches) - 1)
+
+
+def test_the_chunk_does_not_change_the_batches(monkeypatch):
+    data = load_data()
+    def epoch():
+        return [x for x, _ in Batches(data.train, 128, data.mean, data.std, augment='eva6').epoch(1)]
+    one = epoch()
+    monkeypatch.setattr(Batches, 'chunk', 1)
+    for a, b in zip(one, epoch(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
