@@ -4,7 +4,7 @@
     python benchmarks/training_recipe.py final SEED ...     # the recipe, 20 epochs, on the test images
 
 Each run is added to nbs/results/training/recipe.json, from which chapter 4 takes its numbers.
-MNIST is found through `--data-dir` or $NORMNOTES_DATA. A run of 20 epochs takes some ten minutes on one core.
+MNIST is found through `--data-dir` or $NORMNOTES_DATA. A run of 20 epochs takes some twelve minutes on one core.
 """
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument('names', nargs='+', help=f'trials: {", ".join(TRIALS)}; final: seeds')
     parser.add_argument('--data-dir', default=None)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--out', type=Path, default=OUT)
+    parser.add_argument('--out', type=Path, default=OUT, help='the file of results; one process per --out')
     parser.add_argument('--checkpoints', type=Path, default=None, help='a folder: a stopped run goes on from there')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

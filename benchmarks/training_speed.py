@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument('--plain-step', type=int, default=6, help='epochs between two cuts of the learning rate')
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--threads', type=int, default=None, help="default: torch's own choice")
-    parser.add_argument('--out', type=Path, default=OUT)
+    parser.add_argument('--out', type=Path, default=OUT, help='the file of results; one process per --out')
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -6,10 +6,11 @@
 __all__ = ['penalized', 'l1_penalty', 'l2_penalty', 'shrink', 'percent_zero', 'TrainConfig', 'learning_rate', 'make_optimizer',
            'Evaluation', 'evaluate', 'DivergedError', 'Run', 'fit']
 
-# %% ../nbs/04_training.ipynb #230c33aa
+# %% ../nbs/04_training.ipynb #0df8b25c
 import hashlib
 import json
 import math
+import numbers
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from .data import Augment, Batches, DataSet, Split, normalize, seed_generator, write_atomic
 
-# %% ../nbs/04_training.ipynb #a3b3f78a
+# %% ../nbs/04_training.ipynb #ebf27901
 def penalized(
     model: nn.Module,  # the model
     include: str = 'weights',  # 'weights': tensors of two or more dimensions; 'all': gains and biases too
@@ -40,12 +41,18 @@ def penalized(
     return [p for p in model.parameters() if p.requires_grad and (p.ndim > 1 or include == 'all')]
 
 
+def _flat(model: nn.Module, include: str) -> Tensor:
+    "All of them in one row, which may be empty"
+    nothing = torch.zeros(0, device=next((p.device for p in model.parameters()), None))
+    return torch.cat([w.flatten() for w in penalized(model, include)] or [nothing])
+
+
 def l1_penalty(
     model: nn.Module,  # the model
     include: str = 'weights',  # 'weights' or 'all', as in `penalized`
 ) -> Tensor:  # a scalar that gradients flow through
     "The sum of |w|"
-    return torch.cat([w.flatten() for w in penalized(model, include)]).abs().sum()
+    return _flat(model, include).abs().sum()
 
 
 def l2_penalty(
@@ -53,9 +60,9 @@ def l2_penalty(
     include: str = 'weights',  # 'weights' or 'all', as in `penalized`
 ) -> Tensor:  # a scalar that gradients flow through
     "Half the sum of w², whose gradient is w"
-    return torch.cat([w.flatten() for w in penalized(model, include)]).square().sum() / 2
+    return _flat(model, include).square().sum() / 2
 
-# %% ../nbs/04_training.ipynb #65a08078
+# %% ../nbs/04_training.ipynb #390b278c
 @torch.no_grad()
 def shrink(
     weights: list[Tensor],  # changed in place
@@ -72,10 +79,10 @@ def percent_zero(
     up_to: float = 0.,  # count every |w| up to this size
 ) -> float:  # percent
     "The percentage of weights that are zero, or as good as zero"
-    w = torch.cat([w.detach().flatten() for w in penalized(model, include)])
-    return 100 * (w.abs() <= up_to).double().mean().item()
+    w = _flat(model, include).detach()
+    return 100 * int((w.abs() <= up_to).sum()) / max(w.numel(), 1)
 
-# %% ../nbs/04_training.ipynb #5e66089a
+# %% ../nbs/04_training.ipynb #13480775
 _CHOICES: dict[str, tuple] = {
     'optimizer': ('sgd', 'adamw'), 'schedule': ('one-cycle', 'step', 'cosine', 'constant'),
     'l1_mode': ('penalty', 'proximal'), 'l2_mode': ('decay', 'penalty'), 'penalize': ('weights', 'all'),
@@ -105,8 +112,8 @@ class TrainConfig:
     penalize: str = 'weights'  # what L1 and L2 act on: 'weights', or 'all' parameters
     label_smoothing: float = 0.  # the share of each label spread over all classes
     ema: float = 0.  # per step, how much of the averaged weights is kept; 0 is no average
-    amp: str | None = None  # 'bf16': autocast; 'auto': where it is known to pay (see below)
-    compile: bool | str = 'auto'  # torch.compile; 'auto': where it is known to pay (see below)
+    amp: str | None = None  # 'bf16': autocast; 'auto': on processors with bf16 matrix units
+    compile: bool | str = 'auto'  # torch.compile; 'auto': on CUDA, for 5,000 steps or more
     clip: float = 0.  # longest gradient; 0 is no limit
     augment: str | Augment = 'light'  # a name of `AUGMENTS`, or an `Augment`
     seed: int = 0  # of order, augmentation and dropout
@@ -117,14 +124,28 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not known; '
                                  f'use one of {", ".join(map(repr, allowed))}')
+        for name in (*_RANGES, 'seed'):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise ValueError(f'{name}={value!r} should be a number, not {type(value).__name__}')
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not low <= value < math.inf or (value >= high and name != 'warmup'):
+            if not low <= value < math.inf or (value >= high and name != 'warmup'):
                 raise ValueError(f'{name}={value} is out of range; use {low} or more'
                                  + (f', and less than {high}' if high < math.inf else ''))
         for name in ('epochs', 'batch_size', 'step_size', 'seed'):
-            if int(getattr(self, name)) != getattr(self, name):
-                raise ValueError(f'{name}={getattr(self, name)} should be a whole number')
+            value = getattr(self, name)
+            if not math.isfinite(value) or int(value) != value:
+                raise ValueError(f'{name}={value} should be a whole number')
+            object.__setattr__(self, name, int(value))  # 20.0 is 20
+        if not isinstance(self.nesterov, bool):
+            raise ValueError(f'nesterov={self.nesterov!r} should be True or False')
+        if self.device is not None:
+            try:
+                object.__setattr__(self, 'device', str(torch.device(self.device)))
+            except (RuntimeError, TypeError):
+                raise ValueError(f"device={self.device!r} is not a device; "
+                                 "use None, 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
         Augment.parse(self.augment)
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,7 +253,7 @@ def evaluate(
     predictions, confidences, losses = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return Evaluation(predictions, confidences, losses, split.labels.cpu())
 
-# %% ../nbs/04_training.ipynb #f48cc26d
+# %% ../nbs/04_training.ipynb #12470242
 def _choose_device(name: str | None) -> torch.device:
     if name is not None:
         return torch.device(name)
@@ -241,8 +262,8 @@ def _choose_device(name: str | None) -> torch.device:
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 
-def _bf16_pays(device: torch.device) -> bool:
-    "Only where it was measured to pay: processors with bf16 matrix units (AMX)"
+def _has_bf16_units(device: torch.device) -> bool:
+    "Whether this is a processor with bf16 matrix units (AMX)"
     return device.type == 'cpu' and getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
 
 
@@ -318,7 +339,7 @@ class _Totals:
         self.penalty += penalty * count
         self.bad_step = torch.where((self.bad_step < 0) & ~whole.isfinite(), step, self.bad_step)
 
-# %% ../nbs/04_training.ipynb #bea970b2
+# %% ../nbs/04_training.ipynb #a80d1448
 def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
@@ -399,7 +420,8 @@ def _check_same_run(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -
         raise ValueError(f'checkpoint {path} belongs to another run: {"; ".join(differ)}; '
                                 'give another path, or delete the file to start anew')
     for key, meaning in {'start': 'other starting weights, which it replaces',
-                             'machine': 'another machine, torch or thread count, so the last bits may differ'}.items():
+                         'machine': 'another device, machine, torch or thread count, so the last bits may differ',
+                         }.items():
         if found[key] != wanted[key]:
             warnings.warn(f'checkpoint {path.name} was begun with {meaning}', stacklevel=4)
 
@@ -446,7 +468,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.close()
 
-# %% ../nbs/04_training.ipynb #aff6530c
+# %% ../nbs/04_training.ipynb #9ce55636
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
     "SIGTERM leaves as Ctrl-C does, through the open `finally` clauses, with exit status 143"
@@ -475,17 +497,23 @@ def _warn_of_penalty(model: nn.Module, data: DataSet, config: TrainConfig) -> No
         sizes = {'l1': l1_penalty(model, config.penalize).item(), 'l2': l2_penalty(model, config.penalize).item()}
     model.train(was_training)
     for name, text in {'l1': 'Σ|w|', 'l2': 'Σw²/2'}.items():
-        strength, size = getattr(config, name), sizes[name]
-        if strength * size > loss:
-            weaker = float(f'{loss / size / 20:.0e}')
-            warnings.warn(f'the {name.upper()} penalty starts at {strength * size:,.3g} '
-                          f'({name}={strength:g} times {text}={size:,.0f}) beside a loss of {loss:.2f}: '
+        strength, size, share = getattr(config, name), sizes[name], 1.
+        if name == 'l1' and config.l1_mode == 'proximal' and config.optimizer == 'sgd':
+            share = 1 - config.momentum  # momentum makes the steps on the loss longer, and not the proximal one
+        if share * strength * size > loss:
+            weaker = float(f'{loss / size / share / 20:.0e}')
+            product = f'{name}={strength:g} times {text}={size:,.0f}'
+            if share < 1:
+                product += f' times 1 - momentum={share:g}'
+            warnings.warn(f'the {name.upper()} penalty starts at {share * strength * size:,.3g} ({product}) '
+                          f'beside a loss of {loss:.2f}: '
                           'training will shrink the weights and learn little else; '
                           f'try {name}={weaker:g}, which starts at a twentieth of the loss', stacklevel=3)
 
 
-def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int, note: Callable[[str], None]) -> Callable:
-    "The compiled model, or the model itself where compiling does not pay or fails"
+def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int, amp: bool,
+             note: Callable[[str], None]) -> Callable:
+    "The compiled model, or the model itself where compiling is not asked for or fails"
     device = next(model.parameters()).device
     if config.compile is False:
         return model
@@ -493,10 +521,12 @@ def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int, n
         return model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
-        compiled = torch.compile(model)
+        compiled = torch.compile(model.train())
         for count in {min(config.batch_size, len(data.train)), len(data.train) % config.batch_size} - {0}:
             x = normalize(data.train.images[:count], data.mean, data.std)
-            compiled(x).sum().backward()
+            with torch.autocast(device.type, torch.bfloat16) if amp else nullcontext():
+                logits = compiled(x)
+            logits.float().sum().backward()
         return compiled
     except Exception as error:
         first = (str(error).strip().splitlines() or [''])[0]
@@ -507,8 +537,22 @@ def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int, n
         model.zero_grad()
 
 
+def _check_classes(model: nn.Module, data: DataSet) -> None:
+    "Refuse a model whose scores do not fit the classes"
+    device = next(model.parameters()).device
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            scores = model.eval()(normalize(data.train.images[:2].to(device), data.mean, data.std)).shape[1]
+    finally:
+        model.train(was_training)
+    if scores != data.num_classes:
+        raise ValueError(f'the model gives {scores} scores an image, and {data.name!r} has {data.num_classes} classes; '
+                         f'build the model with num_classes={data.num_classes}')
+
+
 def _channels_last(model: nn.Module, data: DataSet, amp: bool) -> None:
-    "On the CPU, keep each pixel's channels side by side: the same sums, found sooner"
+    "On the CPU, keep each pixel's channels side by side: the same sums in another order"
     device = next(model.parameters()).device
     if device.type != 'cpu' or (amp and any(isinstance(m, nn.GroupNorm) for m in model.modules())):
         return
@@ -522,13 +566,13 @@ def _channels_last(model: nn.Module, data: DataSet, amp: bool) -> None:
     finally:
         model.train(was_training)
 
-# %% ../nbs/04_training.ipynb #4f6dc47b
+# %% ../nbs/04_training.ipynb #e34eba85
 class _Trainer:
     "The moving parts of a run"
     def __init__(self, model: nn.Module, data: DataSet, config: TrainConfig):
         self.model, self.data, self.config = model, data, config
         self.device = next(model.parameters()).device
-        self.amp = config.amp == 'bf16' or (config.amp == 'auto' and _bf16_pays(self.device))
+        self.amp = config.amp == 'bf16' or (config.amp == 'auto' and _has_bf16_units(self.device))
         _channels_last(model, data, self.amp)
         self.run: Callable = model
         self.optimizer = make_optimizer(model, config)
@@ -629,7 +673,7 @@ class Run:
     evaluation: Evaluation  # of the test images, after the last epoch
     seconds: float  # of all epochs together, testing included
 
-# %% ../nbs/04_training.ipynb #86ecf160
+# %% ../nbs/04_training.ipynb #28a8ae16
 def _describe(model: nn.Module, data: DataSet, config: TrainConfig, device: torch.device) -> dict[str, Any]:
     "What a checkpoint must share with a run to belong to it"
     def sha(*parts) -> str:
@@ -640,6 +684,7 @@ def _describe(model: nn.Module, data: DataSet, config: TrainConfig, device: torc
     splits = (data.train, data.test)
     # a name such as 'light' and what it stands for are one
     settings = config.to_dict() | {'augment': asdict(Augment.parse(config.augment))}
+    del settings['device']  # 'machine' has the one that was chosen
     return {
         'config': json.loads(json.dumps(settings)),
         'model': sha(repr(model).encode(), repr([(n, tuple(t.shape)) for n, t in model.state_dict().items()]).encode()),
@@ -648,7 +693,7 @@ def _describe(model: nn.Module, data: DataSet, config: TrainConfig, device: torc
         'start': sha(*(t.detach().float() for t in model.state_dict().values())),
         'machine': f'torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads'}
 
-# %% ../nbs/04_training.ipynb #8d07dfcf
+# %% ../nbs/04_training.ipynb #b8b3b2b1
 def fit(
     model: nn.Module,  # trained in place, on the configuration's device
     data: DataSet,  # what to train and test on
@@ -663,6 +708,7 @@ def fit(
     device = _choose_device(config.device)
     model.to(device)
     data = data.to(device)
+    _check_classes(model, data)
     history: list[dict[str, Any]] = []
     keep = _Checkpoint(checkpoint) if checkpoint is not None else None
     identity = _describe(model, data, config, device) if keep else {}
@@ -681,6 +727,8 @@ def fit(
             keep.write(trainer.tensors(), dict(identity, epoch=len(history), history=history,
                                                     average_steps=trainer.average.steps if trainer.average else 0))
 
+    if isinstance(notes := getattr(model, 'notes', None), dict):  # kept by `normnotes.models.save`
+        notes.update(mean=list(data.mean), std=list(data.std), classes=list(data.classes))
     tested = trainer.average.model if trainer.average else model
     evaluation = evaluate(tested, data) if history else None
     steps = len(trainer.batches)
@@ -691,7 +739,8 @@ def fit(
                 save()
             if len(history) < config.epochs:
                 seed(config.seed)
-                trainer.run = _compile(model, config, data, steps * (config.epochs - len(history)), bar.note)
+                trainer.run = _compile(model, config, data, steps * (config.epochs - len(history)),
+                                       trainer.amp, bar.note)
             for epoch in range(len(history) + 1, config.epochs + 1):
                 bar.start(epoch)
                 began = time.perf_counter()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from normnotes.data import DataSet, load_data
-from normnotes.models import Net
+from normnotes.models import Net, load, save
 from normnotes.training import TrainConfig, fit
 
 SETTINGS = {
@@ -23,15 +22,22 @@ SETTINGS = {
     'adamw': {'epochs': 4, 'batch_size': 32, 'optimizer': 'adamw', 'lr': 0.01, 'l1': 1e-3, 'l1_mode': 'proximal',
               'l2': 0.01, 'schedule': 'step', 'step_size': 2}}
 PROGRAM = '''
-import json, sys, warnings
+import json, sys, time
 import torch
 from test_training import digest, few
 from normnotes.models import Net
 from normnotes.training import TrainConfig, fit
 torch.set_num_threads(1)
-settings, checkpoint = json.loads(sys.argv[1]), sys.argv[2] or None
-def say(row): print('finished', row['epoch'], flush=True)
-run = fit(Net('bn', dropout=0.1, seed=0), few(), TrainConfig(device='cpu', **settings), checkpoint=checkpoint,
+settings, checkpoint, hold = json.loads(sys.argv[1]), sys.argv[2] or None, sys.argv[3]
+finished = []
+def say(row): finished.append(row['epoch'])
+def wait(model, *_):  # in the first batch of epoch three, for the signal
+    if hold and model.training and finished == [1, 2]:
+        print('in epoch three', flush=True)
+        time.sleep(120)
+net = Net('bn', dropout=0.1, seed=0)
+net.register_forward_hook(wait)
+run = fit(net, few(), TrainConfig(device='cpu', **settings), checkpoint=checkpoint,
           progress='none' if checkpoint is None else 'log', on_epoch=say)
 print('RESULT', digest(run), flush=True)
 '''
@@ -51,10 +57,11 @@ def digest(run) -> str:
     return sha.hexdigest()
 
 
-def start(settings: dict, checkpoint: Path | None = None) -> subprocess.Popen:
+def start(settings: dict, checkpoint: Path | None = None, hold: str = '') -> subprocess.Popen:
     root = Path(__file__).resolve().parent
     path = os.pathsep.join([str(root.parent), str(root), os.environ.get('PYTHONPATH', '')])
-    return subprocess.Popen([sys.executable, '-c', PROGRAM, json.dumps(settings), str(checkpoint or '')], text=True,
+    arguments = [json.dumps(settings), str(checkpoint or ''), hold]
+    return subprocess.Popen([sys.executable, '-c', PROGRAM, *arguments], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'})
 
@@ -66,12 +73,11 @@ def result(process: subprocess.Popen) -> str:
 
 
 def stop_in_epoch_three(process: subprocess.Popen, number: int) -> tuple[str, str]:
-    "Wait until two epochs are done, then a moment longer, and send the signal"
+    "Wait until the process says that it is in epoch three, where it holds still, and send the signal"
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith('finished 2'):
+        if line.startswith('in epoch three'):
             break
-    time.sleep(0.05)
     process.send_signal(number)
     return process.communicate(timeout=300)
 
@@ -90,7 +96,7 @@ def test_two_processes_agree(whole):
 @pytest.mark.parametrize('name', SETTINGS)
 def test_kill_9_and_go_on(name, whole, tmp_path):
     path = tmp_path/'run.safetensors'
-    process = start(SETTINGS[name], path)
+    process = start(SETTINGS[name], path, hold='yes')
     out, _ = stop_in_epoch_three(process, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL and 'RESULT' not in out
     assert result(start(SETTINGS[name], path)) == whole[name]
@@ -100,7 +106,7 @@ def test_kill_9_and_go_on(name, whole, tmp_path):
 @pytest.mark.parametrize('number, status', [(signal.SIGTERM, {143}), (signal.SIGINT, {-signal.SIGINT, 130, 1})])
 def test_stopped_in_good_order(number, status, whole, tmp_path):
     path = tmp_path/'run.safetensors'
-    process = start(SETTINGS['sgd'], path)
+    process = start(SETTINGS['sgd'], path, hold='yes')
     out, err = stop_in_epoch_three(process, number)
     assert process.returncode in status and 'RESULT' not in out, err
     assert f'of 4; {path} holds it' in err  # the user is told where the run can go on
@@ -152,6 +158,14 @@ def test_another_run_is_refused(tmp_path):
         with pytest.raises(ValueError, match=words):
             train(path, **changes)
     assert path.read_bytes() == before
+
+
+def test_normalization_is_kept(tmp_path):
+    data = few()
+    run = train(None, epochs=1)
+    save(run.model, tmp_path/'net.safetensors')
+    notes = load(tmp_path/'net.safetensors').notes
+    assert notes == {'mean': list(data.mean), 'std': list(data.std), 'classes': list(data.classes)}
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path):
