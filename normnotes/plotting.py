@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from .data import normalize, write_atomic
 from .sets import NORM_COLORS, norm_kind
 
-# %% ../nbs/05_plotting.ipynb #0a6fe02b
+# %% ../nbs/05_plotting.ipynb #1faefef5
 _OTHER_COLORS = ['#56B4E9', '#882255', '#44AA99', '#999933', '#AA4499', '#6699CC']  # for norms of your own
 _PENALTY_SHADES = {'': 0.0, 'l1': 0.2, 'l2': -0.3, 'l1+l2': 0.4}  # above zero: darker
 _PENALTY_LINES: dict[str, Any] = {'': '-', 'l1': '-.', 'l2': ':', 'l1+l2': (0, (3, 1, 1, 1, 1, 1))}
@@ -58,12 +58,12 @@ def _shade(color: str, amount: float) -> str:
 
 
 def _number(text: str) -> float | None:
-    "The number above zero that `text` spells, or None."
+    "The number from zero on that `text` spells, or None."
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if 0 < value < math.inf else None
+    return value if 0 <= value < math.inf else None
 
 
 def variant_style(
@@ -82,7 +82,8 @@ def variant_style(
         number = zlib.crc32(norm.encode())
         color, markers = _OTHER_COLORS[number % len(_OTHER_COLORS)], list(_MARKERS.values())[number % len(_MARKERS)]
     shade = _PENALTY_SHADES[penalty]
-    shade += sum(0.08 * math.log10(value / 1e-4) for value in strengths.values() if value)  # stronger is darker
+    given = [value for value in strengths.values() if value is not None]
+    shade += sum(0.08 * math.log10(max(value, 1e-7) / 1e-4) for value in given)  # stronger is darker, zero the lightest
     if count := _number(groups):
         shade += 0.12 * (math.log2(count) - 1.5)  # more groups are darker
     for setting in settings:
@@ -95,7 +96,7 @@ def variant_style(
         'marker': markers[list(_PENALTY_LINES).index(penalty)],
     }
 
-# %% ../nbs/05_plotting.ipynb #1f5a7c4c
+# %% ../nbs/05_plotting.ipynb #851a38ad
 class _Figure(Figure):
     "A figure that pyplot does not know: it shows once as the last line of a cell, and is freed when nobody holds it."
 
@@ -119,7 +120,7 @@ def _image_bytes(fig: Figure, kind: str, dpi: float | None = None) -> bytes:
             break
     buffer = io.BytesIO()
     with mpl.rc_context({'svg.hashsalt': 'normnotes'}):
-        fig.savefig(buffer, format=kind, dpi=dpi or 'figure', metadata=stamps[kind])
+        fig.savefig(buffer, format=kind, dpi=dpi or 'figure', metadata=stamps[kind], facecolor='auto', edgecolor='auto')
     if kind == 'png' and not any(panel.images for panel in fig.axes):  # lines need no more than 256 colours
         image = Image.open(buffer)
         if image.getextrema()[-1] == (255, 255):
@@ -354,7 +355,7 @@ def _spread(
     spread[order] = isotonic_regression(wishes, y_min=low, y_max=max(low, high - steps[-1])) + steps
     return spread
 
-# %% ../nbs/05_plotting.ipynb #2c7bd527
+# %% ../nbs/05_plotting.ipynb #4d930ada
 def _label_ends(
     ax: Axes,  # a panel whose limits are set
     ends: Sequence[tuple[float, float, str, str]],  # x and y of the end of a line, its label and its colour
@@ -367,7 +368,7 @@ def _label_ends(
     low, high = sorted(ax.get_ylim())
     x_high = ax.get_xlim()[1]
     wishes = [float(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]) for _, y, _, _ in ends]
-    wishes = [min(1.0, max(0.0, wish)) for wish in wishes]
+    wishes = [min(1.0, max(0.0, wish)) + 1e-9 * wish for wish in wishes]  # outside the panel the order is kept
     lines = max([text.count('\n') + 1 for _, _, text, _ in ends], default=1)
     gap = 1.25 * size * lines / max(height, 1.0)
     for (x, y, text, color), place in zip(ends, _spread(wishes, gap, 0.0, 1.0), strict=True):
@@ -399,7 +400,7 @@ def _over_seeds(rows: pd.DataFrame, column: str, band: str | None) -> pd.DataFra
         table['low'], table['high'] = table['mean'] - half, table['mean'] + half
     return table[table.seeds > 0]
 
-# %% ../nbs/05_plotting.ipynb #054f3de5
+# %% ../nbs/05_plotting.ipynb #d07be6ce
 def _value(number: float, column: str) -> str:
     "A number as the figures write it."
     return f'{number:.2f}' if column.endswith('acc') else f'{number:.3g}' if abs(number) < 1 else f'{number:.2f}'
@@ -449,12 +450,16 @@ def _legend(
     cols: int = 4,  # at most
 ) -> None:
     "The legend above the panels, or inside a panel that was given."
-    cols = len(handles) if len(handles) <= 5 else cols
-    if ours:
-        rowwise = [handle for col in range(cols) for handle in handles[col::cols]]  # matplotlib fills columns first
-        fig.legend(handles=rowwise, loc='outside upper center', ncols=cols, frameon=False, fontsize=9)
-    else:
+    if not ours:
         ax.legend(handles=handles, fontsize=8, frameon=False)
+        return
+    for number in range(len(handles) if len(handles) <= 5 else cols, 0, -1):  # as many columns as the page is wide
+        rowwise = [handle for col in range(number) for handle in handles[col::number]]  # matplotlib fills columns first
+        legend = fig.legend(handles=rowwise, loc='outside upper center', ncols=number, frameon=False, fontsize=9)
+        if legend.get_window_extent().width <= fig.bbox.width or number == 1:
+            fig.set_figheight(fig.get_figheight() + 0.19 * max(0, math.ceil(len(handles) / number) - 3))
+            break
+        legend.remove()
 
 
 def plot_curves(
@@ -492,8 +497,22 @@ def plot_curves(
     else:
         raise ValueError(f"zoom={zoom!r} is no number of epochs; use 'auto', 0 or a whole number above it")
     limits = _zoom_limits(tests, epochs[-last:][0]) if last and given != 1 else None
+    ends = []
+    for variant, table in tests.items():
+        if not len(table):
+            continue
+        text = f'{variant} {_value(table["mean"].iloc[-1], solid)}'
+        if table.index[-1] < epochs[-1]:
+            text += f'\n(epoch {table.index[-1]})'
+        elif table.seeds.iloc[-1] < rows[variant].seed.nunique():
+            text += f'\n({table.seeds.iloc[-1]} of {rows[variant].seed.nunique()} seeds)'
+        ends.append((float(table.index[-1]), float(table['mean'].iloc[-1]), text, variant_style(variant)['color']))
+    lines = [text.split('\n') for _, _, text, _ in ends]
+    tall = max(2.0, 1.3 * 9 / 72 * len(ends) * max(map(len, lines), default=0))  # inches that the labels need
+    width = 7.5 if max([len(part) for text in lines for part in text], default=0) > 24 else 6.4
     count = 2 if limits else 1
-    fig, axes = _new_axes(ax, count, 1, (6.4, 2.9 * count + 0.4))
+    size = (width, 2.9 * count + 0.4 + (tall - 2.0))
+    fig, axes = _new_axes(ax, count, 1, size, height_ratios=[2.0, tall][-count:] if tall > 2 else None)
     seeds = sorted({frame_.seed.nunique() for frame_ in rows.values()})
 
     for panel in axes[:count]:
@@ -509,14 +528,15 @@ def plot_curves(
         edge = 0.02 * (epochs[-1] - epochs[-last:][0]) or 0.5
         left, right = epochs[-last:][0] - edge, epochs[-1] + edge
         axes[1].set(xlim=(left, right), ylim=limits)
-        size = (right - left, limits[1] - limits[0])
-        axes[0].add_patch(Rectangle((left, limits[0]), *size, fill=False, edgecolor='0.5', linewidth=1))
+        box = (right - left, limits[1] - limits[0])
+        axes[0].add_patch(Rectangle((left, limits[0]), *box, fill=False, edgecolor='0.5', linewidth=1))
         axes[1].set_title(f'the last {last} epochs: the box above', fontsize=9, fontweight='normal', loc='left')
     if title:
         axes[0].set_title(title)
 
     plain = {'linestyle': '-'} if dashed else {}
-    shown = [(name, name if len(tests[name]) else f'{name} (no finite {solid})') for name in names]
+    shown = [(name, name) for name in names if len(tests[name]) and len(ends) <= 10]  # more are named by their labels
+    shown += [(name, f'{name} (no finite {solid})') for name in names if not len(tests[name])]
     handles: list[Any] = [Line2D([], [], **{**variant_style(name), **plain}, label=label) for name, label in shown]
     if dashed:
         grey: list[tuple[str, Any]] = [('test', '-'), ('training', '--')]
@@ -531,16 +551,6 @@ def plot_curves(
         handles.append(Line2D([], [], linestyle='none', label=f'{what} {spoken}'))
     _legend(fig, axes[0], handles, ax is None, max(3, min(4, len(names))))
 
-    ends = []
-    for variant, table in tests.items():
-        if not len(table):
-            continue
-        text = f'{variant} {_value(table["mean"].iloc[-1], solid)}'
-        if table.index[-1] < epochs[-1]:
-            text += f'\n(epoch {table.index[-1]})'
-        elif table.seeds.iloc[-1] < rows[variant].seed.nunique():
-            text += f'\n({table.seeds.iloc[-1]} of {rows[variant].seed.nunique()} seeds)'
-        ends.append((float(table.index[-1]), float(table['mean'].iloc[-1]), text, variant_style(variant)['color']))
     _label_ends(axes[count - 1], ends)
     return fig
 

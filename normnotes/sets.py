@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../nbs/00_sets.ipynb #e8482b15
+# %% ../nbs/00_sets.ipynb #3c1d440c
 NORM_COLORS = {  # one colour per norm for the whole book, safe for colour-blind readers (Okabe and Ito's)
     'bn': '#0072B2',
     'ln': '#D55E00',
@@ -57,7 +57,7 @@ def book_style() -> None:
 
     mpl.rcParams.update({
         'figure.dpi': 130, 'savefig.dpi': 130, 'figure.figsize': (7.5, 3.6), 'figure.facecolor': 'white',
-        'figure.constrained_layout.use': True, 'savefig.facecolor': 'white',
+        'figure.constrained_layout.use': True, 'savefig.facecolor': 'auto',
         'font.size': 10, 'axes.titlesize': 11, 'axes.labelsize': 10, 'legend.fontsize': 9,
         'xtick.labelsize': 9, 'ytick.labelsize': 9, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
         'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': '#dddddd',

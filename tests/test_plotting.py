@@ -20,8 +20,27 @@ from PIL import Image
 
 mpl.use('Agg')
 import matplotlib.pyplot as plt
+import torch
+from torch import nn
 
-from normnotes.plotting import plot_accuracy, plot_class_accuracy, plot_confusion, save_figure, variant_style
+from normnotes.plotting import (
+    plot_accuracy,
+    plot_activations,
+    plot_class_accuracy,
+    plot_confusion,
+    plot_curves,
+    plot_loss,
+    plot_misclassified,
+    plot_missed_by_all,
+    plot_running_stats,
+    plot_sparsity,
+    plot_weights,
+    record_activations,
+    save_figure,
+    variant_style,
+)
+from normnotes.sets import book_style
+from normnotes.studies import STUDIES
 
 VARIANTS = ['bn', 'bn+l1', 'bn+l2', 'bn+l1+l2', 'ln', 'gn', 'in', 'lnc', 'none']
 
@@ -124,7 +143,85 @@ def evaluation():
 
 
 def digits():
-    return SimpleNamespace(name='toy', classes=tuple('0123456789'), test=SimpleNamespace(labels=evaluation().labels))
+    images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    test = SimpleNamespace(labels=evaluation().labels, images=images)
+    return SimpleNamespace(name='toy', classes=tuple('0123456789'), test=test)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+
+def running():
+    columns = ['layer', 'running_mean', 'true_mean', 'running_var', 'true_var']
+    return pd.DataFrame([('a', 0.1, 0.2, 1.0, 1.1), ('b', 0.3, 0.1, 2.0, 1.5)], columns=columns)
+
+
+PLOTS = {
+    'accuracy': lambda: plot_accuracy(history()),
+    'loss': lambda: plot_loss(history().assign(test_loss=lambda t: 100 - t.test_acc, train_loss=0.1)),
+    'one metric': lambda: plot_curves(history(), 'test_acc', zoom=0),
+    'misclassified': lambda: plot_misclassified(evaluation(), digits()),
+    'missed by all': lambda: plot_missed_by_all({'bn': evaluation(), 'ln': evaluation()}, digits()),
+    'confusion': lambda: plot_confusion(evaluation(), digits()),
+    'class accuracy': lambda: plot_class_accuracy({'bn': evaluation(), 'ln': evaluation()}, digits()),
+    'weights': lambda: plot_weights({'bn': net(), 'bn+l1': net()}),
+    'sparsity': lambda: plot_sparsity({'bn': net(), 'bn+l1': net()}),
+    'activations': lambda: plot_activations(record_activations(net(), torch.randn(4, 1, 8, 8)).assign(epoch=1)),
+    'running statistics': lambda: plot_running_stats(running()),
+}
+
+
+@pytest.mark.parametrize('steps', ['dark', 'book dark', 'book', 'dark default book'])
+@pytest.mark.parametrize('plot', PLOTS)
+def test_what_is_written_can_be_read_on_its_page(tmp_path, plot, steps):
+    from matplotlib import style
+
+    with mpl.rc_context():
+        for step in steps.split():
+            book_style() if step == 'book' else style.use({'dark': 'dark_background', 'default': 'default'}[step])
+        fig = PLOTS[plot]()
+        image = pixels(fig, tmp_path)
+    dark = steps.endswith('dark')
+    assert (image[0, 0] == (0 if dark else 255)).all()
+    ink = image.min(-1) > 200 if dark else image.max(-1) < 90
+    assert ink.mean() > 0.002
+    page = image[0, 0] / 255
+    outside = [t for t in fig.findobj(Text) if t.get_text() and t.get_visible()]
+    outside = [t for t in outside if not any(t in panel.texts for panel in fig.axes)]  # texts in panels
+    assert outside and all(contrast(t.get_color(), page) > 3 for t in outside)
+    for panel in fig.axes:
+        if panel.axison and plot != 'confusion':  # whose panel is grey on every page
+            assert to_rgb(panel.get_facecolor()) == tuple(page)
+
+
+@pytest.mark.parametrize('study', STUDIES.values(), ids=list(STUDIES))
+def test_no_two_variants_of_a_study_look_alike(study):
+    styles = [tuple(map(str, variant_style(name).values())) for name in study.variants]
+    assert len(set(styles)) == len(styles)
+    assert len({(color, marker) for color, _, marker in styles}) == len(styles)  # curves give the line to the split
+
+
+@pytest.mark.parametrize('seeds', [1, 2])
+@pytest.mark.parametrize('study', STUDIES.values(), ids=list(STUDIES))
+def test_names_of_every_study_fit_on_the_figure(study, seeds):
+    frame = history(study.variants, seeds=seeds, epochs=6)
+    frame['test_acc'] = 98 + (frame.test_acc - 98) / 20  # the lines end close together
+    fig = plot_accuracy(frame, title=study.name)
+    for _ in range(3):
+        fig.draw_without_rendering()
+    labels = [Text.get_window_extent(t) for t in fig.axes[-1].texts]
+    legend = fig.legends[0].get_window_extent()
+    assert len(labels) == len(study.variants) and fig.bbox.width <= 7.5 * fig.dpi
+    for box in [*labels, legend]:
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y1 <= fig.bbox.y1 + 1
+    boxes = sorted((box.y0, box.y1) for box in labels)
+    assert all(above[0] >= below[1] - 1 for below, above in pairwise(boxes))
+    values = [float(t.get_text().rstrip(' ↑↓').split()[-1]) for t in fig.axes[-1].texts]
+    assert [values[i] for i in np.argsort([box.y0 for box in labels])] == sorted(values)  # the highest on top
+    assert not any(box.overlaps(legend) for box in labels)
+    assert all(panel.get_window_extent().width > 0.4 * fig.bbox.width for panel in fig.axes)
 
 
 def test_importing_opens_no_window_and_no_pyplot_figure():
