@@ -54,7 +54,7 @@ def _colour(stream) -> bool:
     "Colour only where a person looks, and nobody has said no (https://no-color.org)"
     return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
-# %% ../nbs/07_cli.ipynb #6c1aca32
+# %% ../nbs/07_cli.ipynb #5b3d0c82
 class _Parser(argparse.ArgumentParser):
     "Errors in one line"
 
@@ -142,7 +142,9 @@ def _add_settings(parser: argparse.ArgumentParser, compare: bool) -> None:
     group.add_argument('--seeds', type=_seeds, metavar='N', help='how many, or which with commas' + default('3'))
     group.add_argument('--epochs', type=whole, metavar='N', help='times through the training images' + default('20'))
     group.add_argument('--batch-size', type=whole, metavar='N', help='images per step' + default('128; 32 for digits'))
-    group.add_argument('--lr', type=positive, metavar='X', help='highest learning rate' + default('0.1'))
+    group.add_argument(
+        '--lr', type=positive, metavar='X', help='highest learning rate' + default('0.1; 0.025 for digits')
+    )
     group.add_argument('--l1', type=strength, metavar='X', help='strength of +l1' + default('1e-4'))
     group.add_argument('--l2', type=strength, metavar='X', help='strength of +l2' + default('5e-4'))
     group.add_argument('--augment', metavar='NAME', help='none, light, cifar or eva6' + default('light'))
@@ -150,7 +152,8 @@ def _add_settings(parser: argparse.ArgumentParser, compare: bool) -> None:
     group.add_argument(
         '--out',
         metavar='DIR',
-        help='folder for everything written (default: runs/NAME, with the settings that were changed)',
+        help='folder for everything written (default: runs/NAME, with the settings that were changed); variants and '
+        'seeds are added to those that it holds, and its files show all of them',
     )
     group.add_argument(
         '--jobs', type=whole, metavar='N', help='runs at a time (default: one per CPU core; one on a GPU)'
@@ -214,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(data)
     return parser
 
-# %% ../nbs/07_cli.ipynb #3cc7d180
+# %% ../nbs/07_cli.ipynb #82202cf3
 class _Usage(Exception):
     "The command cannot be meant; the message is one line."
 
@@ -247,17 +250,30 @@ def _check_data(name: str) -> str:
     )
 
 
+def _check_device(name: str) -> None:
+    "Whether torch can put a number on the device and read it back."
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception:  # each kind of device that is not there has an error of its own
+        there = [f'cuda:{i}' for i in range(torch.cuda.device_count())] + ['mps'] * torch.backends.mps.is_available()
+        raise _Usage(f'no device {name!r} here; use {", or ".join(["cpu", *there])}') from None
+
+
 def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     "The studies that are asked for, with their folders."
     from normnotes.studies import Study, get_studies
 
+    if args.device is not None:
+        _check_device(args.device)
     changes = {k: v for k in (*_SETTINGS, 'variants', 'seeds') if (v := getattr(args, k)) is not None}
     if 'data' in changes:
         changes['data'] = _check_data(changes['data'])
     try:
         if args.command == 'compare':
             data = changes.get('data', 'digits')
-            fitting: dict[str, Any] = {'batch_size': 32} if data == 'digits' else {}
+            fitting: dict[str, Any] = {'batch_size': 32, 'lr': 0.025} if data == 'digits' else {}
             if data not in ('digits', 'mnist', 'fashion-mnist'):
                 fitting['model'] = 'cifarnet'
             found = [Study(note='Which variant is best?').change(**fitting)]
@@ -272,10 +288,12 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     for study in studies:
         head, *tail = study.name.split('/')
         base = Path(args.out) if args.out else Path('runs') / (head + suffix)
+        if group and args.out and not tail:  # of a file with several studies
+            tail = [head]
         folders.append(base.joinpath(*tail) if group or not args.out else base)
     return list(zip(studies, folders, strict=True))
 
-# %% ../nbs/07_cli.ipynb #82c44f4c
+# %% ../nbs/07_cli.ipynb #fb7a8614
 def _near(path: Path) -> str:
     "A path as short as it can be said from here."
     with contextlib.suppress(ValueError):
@@ -316,12 +334,16 @@ def _print_results(results: Any, files: Sequence[Path]) -> None:
     print('\n' + '\n'.join(_near(f) for f in files))
 
 
+_FAILURES = (RuntimeError, OSError, ValueError)  # what a study can fail with; StudyError is the first of them
+
+
 def _run(args: argparse.Namespace) -> int:
     "compare and study."
     asked = _studies(args)
-    from normnotes.studies import StudyError, default_jobs, run_study
+    from normnotes.studies import default_jobs, run_study
 
-    failures, found = [], []
+    failures: list[str] = []
+    found: list[dict] = []
     for study, out in asked:
         if not args.quiet:
             print(
@@ -340,20 +362,29 @@ def _run(args: argparse.Namespace) -> int:
                 device=args.device,
                 progress='none' if args.quiet else 'auto',
             )
-        except StudyError as error:
-            failures.append(f'{study.name}: {error}')
+            files = [p for p in sorted(Path(out).iterdir()) if p.is_file()]
+        except _FAILURES as error:  # the other studies of a group go on
+            if os.environ.get('NORMNOTES_DEBUG'):
+                raise
+            text = ' '.join(str(error).split()) or type(error).__name__
+            failures.append(f'{study.name}: {text}')
+            found.append({'study': study.name, 'error': text})
             continue
-        files = [p for p in sorted(Path(out).iterdir()) if p.is_file()]
+        others = [v for v in results.study.variants if v not in study.variants]
+        others += [f'seed {s}' for s in results.study.seeds if s not in study.seeds]
+        results = results.only(study)
         if args.json:
             found.append(_as_json(results, files))
         elif not args.quiet:
             _print_results(results, files)
+            if others:
+                print(f'\nthe folder also holds {", ".join(others)}: its files, and `normnotes report`, show all of it')
         asked_for = set(study.runs())
         for variant, seed in results.diverged:
             if (variant, seed) in asked_for:
                 failures.append(f'{study.name}: {variant} seed {seed} diverged; the other runs are whole')
     if args.json:
-        print(json.dumps(found[0] if len(asked) == 1 and found else found, indent=1))
+        print(json.dumps(found[0] if len(asked) == 1 else found, indent=1))
     for failure in failures:
         print(f'normnotes: {failure}', file=sys.stderr)
     return 1 if failures else 0
@@ -392,7 +423,14 @@ def _report(args: argparse.Namespace) -> int:
     if not folders:
         raise StudyError(f'no study in {args.folder} or below: there is no study.json')
     for folder in folders:
-        results, data = Results.load(folder), None
+        data = None
+        try:
+            results = Results.load(folder)
+        except _FAILURES as error:
+            text, code = ' '.join(str(error).split()), 1
+            print(f'normnotes: {text}', file=sys.stderr)
+            found.append({'study': str(folder), 'error': text})
+            continue
         try:
             data = load_data(results.study.data, args.data_dir, quiet=True)
         except Exception as error:
@@ -434,7 +472,7 @@ def _fetch(args: argparse.Namespace) -> int:
         print(data)
     return 0
 
-# %% ../nbs/07_cli.ipynb #2fc78172
+# %% ../nbs/07_cli.ipynb #a20bd9b3
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     "A polite kill (SIGTERM) ends as Ctrl-C does."
@@ -459,6 +497,9 @@ def main(
 ) -> int:  # 0 done, 1 a run failed or diverged, 2 not understood, 130 stopped
     "The `normnotes` command"
     words = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')  # a '–' where the encoding has none
     try:
         args = _parser().parse_args(words)
     except SystemExit as end:

@@ -7,7 +7,7 @@ __all__ = ['STRENGTHS', 'COLUMNS', 'MEASURES', 'STUDIES', 'CLAIMS', 'sampling_er
            'mcnemar', 'seeds_needed', 'holm', 'StudyError', 'lock', 'read_study', 'find_studies', 'default_jobs',
            'run_study', 'Measure', 'Comparison', 'Results', 'Claim', 'Finding', 'get_studies']
 
-# %% ../nbs/06_studies.ipynb #2f246ebe
+# %% ../nbs/06_studies.ipynb #386e1d53
 import contextlib
 import csv
 import difflib
@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -563,7 +564,7 @@ def _train_run(
         text = _cannot_write(folder, error) if isinstance(error, OSError) else f'{type(error).__name__}: {error}'
         return result | {'state': 'failed', 'message': text.splitlines()[0], 'fatal': isinstance(error, OSError)}
 
-# %% ../nbs/06_studies.ipynb #a2356c89
+# %% ../nbs/06_studies.ipynb #5af40aad
 def _machine() -> dict:
     from importlib.metadata import version
 
@@ -604,8 +605,17 @@ def find_studies(
     return sorted(path.parent for path in folder.rglob('study.json') if 'runs' not in path.relative_to(folder).parts)
 
 
+def _only_tables(folder: Path) -> bool:
+    "Whether a folder holds results, but not one of the runs that they came from."
+    table = folder / 'results.csv'
+    rows = len(table.read_bytes().splitlines()) - 1 if table.exists() else 0
+    return rows > 0 and not any(folder.glob('runs/*/status.json'))
+
+
 def _open_folder(study: Study, out: Path) -> None:
     "Write study.json, or add this study's seeds and variants to the one that is there."
+    if _only_tables(out):
+        raise StudyError(f'{out} holds tables without the runs they came from; choose another folder')
     with lock(out / 'runs' / 'lock', wait=True):
         merged = study
         if (out / 'study.json').exists():
@@ -737,7 +747,7 @@ class _Display:
             flush=True,
         )
 
-# %% ../nbs/06_studies.ipynb #cb6cd9a6
+# %% ../nbs/06_studies.ipynb #b5cb3a3a
 def default_jobs(
     runs: int = 1_000_000,  # how many there are to do
     device: str | None = None,  # where they are trained
@@ -778,6 +788,10 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
         return
     from joblib import Parallel, delayed, parallel_config
 
+    if backend == 'ray':
+        from ray.util.joblib import register_ray
+
+        register_ray()
     as_they_end = backend in (None, 'loky', 'threading', 'dask')
     with parallel_config(backend=backend or 'loky'):
         with _no_interrupt():
@@ -786,13 +800,13 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
             )
         yield from results
 
-# %% ../nbs/06_studies.ipynb #d7445e81
+# %% ../nbs/06_studies.ipynb #9cef9ab3
 def run_study(
     study: Study,
     out: str | os.PathLike | None = None,  # the study's folder; 'runs/NAME' unless given
     *,
     jobs: int | None = None,  # runs at a time; see `default_jobs`. With a backend of your own: as joblib takes it
-    backend: str | None = None,  # of joblib: 'dask' or 'ray' for a cluster that is there already
+    backend: str | None = None,  # of joblib: 'dask', or 'ray' (`ray.util.joblib.register_ray()` is called; not tested)
     resume: bool = True,  # False: refuse a folder that holds a study
     root: str | os.PathLike | None = None,  # the data folder; see `data_folder`
     device: str | None = None,  # as `TrainConfig` takes it
@@ -916,7 +930,7 @@ def _measure(name: str) -> Measure:
         raise ValueError(f'unknown measure {name!r}{_closest(name, list(MEASURES))}')
     return MEASURES[name]
 
-# %% ../nbs/06_studies.ipynb #cd36d01e
+# %% ../nbs/06_studies.ipynb #d738ad5b
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed and image by image"
@@ -957,8 +971,16 @@ class Comparison:
         e, m = self.effect, _measure(self.measure)
         if not e.n:
             return f'{self.a} and {self.b} cannot be compared: no seed has finished in both'
+        if e.n == 1 and math.isfinite(self.p_images):
+            p = '< 0.001' if self.p_images < 0.001 else f'= {self.p_images:.{2 if self.p_images > 0.05 else 3}f}'
+            return (
+                f'these two nets differ by {abs(e.mean):.{m.digits}f} {m.unit} on the test images (McNemar p {p}); '
+                'one seed says nothing about other seeds'
+            )
         if not self.differs:
-            return f'no difference can be told apart from chance with {e.n} seed' + 's' * (e.n > 1)
+            text = f'no difference can be told apart from chance with {e.n} seed' + 's' * (e.n > 1)
+            enough = self.seeds_needed(0.1) if m.unit == 'points' and max(e.sd, self.step) > 0 else None
+            return text + (f'; a difference of 0.1 points would take {enough} seeds' if enough else '')
         first, second = (self.a, self.b) if e.mean > 0 else (self.b, self.a)
         low, high = sorted((abs(e.low), abs(e.high)))
         word = {'': 'higher', 'higher': 'better', 'lower': 'better'}[m.better]
@@ -1069,7 +1091,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #58740f2c
+# %% ../nbs/06_studies.ipynb #5f09e4e0
 class Results:
     "What the runs of a study gave"
 
@@ -1092,16 +1114,28 @@ class Results:
         cls,
         folder: str | os.PathLike,  # of one study, finished or not
     ) -> 'Results':
-        "The results in a folder: of its `runs/`, or of its tables where it has no runs"
+        "The results in a folder: of its `runs/`, or of its tables where none of the runs is there"
         folder = Path(folder)
         study = read_study(folder)
         try:
-            history, evaluations = (_from_runs if (folder / 'runs').exists() else _from_tables)(folder, study)
+            from_runs = (folder / 'runs').exists() and not _only_tables(folder)
+            history, evaluations = (_from_runs if from_runs else _from_tables)(folder, study)
         except (ValueError, KeyError, OSError) as error:
             raise StudyError(
                 f'the tables in {folder} cannot be read ({error}), and there are no runs to rebuild them from'
             ) from None
         return cls(study, history, evaluations, folder)
+
+    def only(
+        self,
+        study: Study,  # with some of the variants and seeds
+    ) -> 'Results':
+        "The results of one study in a folder that holds more"
+        runs = set(study.runs())
+        pairs = zip(self.history.variant, self.history.seed, strict=True)
+        kept = np.array([run in runs for run in pairs], dtype=bool)
+        evaluations = {run: e for run, e in self.evaluations.items() if run in runs}
+        return Results(study, self.history[kept], evaluations, self.folder)
 
     @property
     def diverged(self) -> list[tuple[str, int]]:
@@ -1114,6 +1148,11 @@ class Results:
         "The (variant, seed) of runs that are not finished"
         there = set(zip(self.history.variant, self.history.seed, strict=True))
         return [run for run in self.study.runs() if run not in there]
+
+    @property
+    def step(self) -> float:
+        "The smallest difference in test accuracy that can be seen, one test image; 0 if that is not known"
+        return next((100 / len(e.labels) for e in self.evaluations.values()), 0.0)
 
     def values(
         self,
@@ -1131,11 +1170,12 @@ class Results:
         self,
         measure: str = 'test_acc',  # a name of `MEASURES`
     ) -> pd.DataFrame:
-        "A row per variant: mean over seeds, standard deviation, 95 % interval of the mean"
+        "A row per variant: mean over seeds, standard deviation, 95 % interval of the mean (within 0 to 100 %)"
+        least, most = (0.0, 100.0) if measure.endswith('_acc') else (-math.inf, math.inf)
         values, others = self.values(measure), {k: self.values(k) for k in ('test_loss', 'train_acc')}
         rows = []
         for variant in self.study.variants:
-            e = estimate(values[variant])
+            e = estimate(values[variant], least_sd=self.step if measure.endswith('_acc') else 0.0)
             rows.append(
                 dict(
                     variant=variant,
@@ -1143,8 +1183,8 @@ class Results:
                     diverged=sum(v == variant for v, _ in self.diverged),
                     **{measure: e.mean},
                     sd=e.sd,
-                    low=e.low,
-                    high=e.high,
+                    low=max(e.low, least),
+                    high=min(e.high, most),
                     **{k: v[variant].mean() for k, v in others.items() if k != measure},
                 )
             )
@@ -1272,7 +1312,7 @@ class Results:
         return self.to_markdown()
 
     def _repr_html_(self) -> str:
-        verdicts = ''.join(f'<li>{v}</li>' for v in self.verdicts())
+        verdicts = ''.join(f'<li>{escape(v)}</li>' for v in self.verdicts())
         return f'{self.table().to_html(index=False, border=0)}<ul>{verdicts}</ul>'
 
     def write(
@@ -1317,7 +1357,7 @@ class Results:
                     _draw(paths, path, lambda e=evaluation, t=title: plot_misclassified(e, data, title=t))  # type: ignore[misc]
         return paths
 
-# %% ../nbs/06_studies.ipynb #5e0a319d
+# %% ../nbs/06_studies.ipynb #89467339
 @dataclass(frozen=True)
 class Claim:
     "A sentence, and the comparison that tests it"
@@ -1351,19 +1391,20 @@ class Claim:
         wanted = {v for v in (*left, *right) if isinstance(v, str)}
         if missing := [v for v in sorted(wanted) if v not in results.study.variants]:
             return Finding(self, 'not tested', f'no {", ".join(missing)} in {results.study.name}')
-        verdicts, effects, pairs = [], [], [(a, b) for a in left for b in right]
+        verdicts, shaky, effects, pairs = [], [], [], [(a, b) for a in left for b in right]
         m, values = _measure(self.measure), results.values(self.measure)
         for a, b in pairs:
             if isinstance(b, str):
                 differences, name = results.compare(a, b, self.measure), f'{a} - {b}'
             else:
                 differences, name = (
-                    Comparison(a, str(b), self.measure, dict(enumerate((values[a] - b).dropna()))),
+                    Comparison(a, str(b), self.measure, dict(enumerate((values[a] - b).dropna())), results.step),
                     f'{a} - {_number_text(float(b))}',
                 )
             e, strict = differences.interval(), differences.interval(1 - 0.05 / len(pairs))
             up, down = (e.low > 0, strict.high < 0) if sign == '>' else (e.high < 0, strict.low > 0)
             verdicts.append('holds' if up else 'does not hold' if down else 'cannot be told')
+            shaky.append(differences.p_images > 0.05)
             effects.append(f'{name}: {_text(e.mean, m.digits)} ({_text(e.low, m.digits)} to {_text(e.high, m.digits)})')
         verdict = (
             'does not hold'
@@ -1372,6 +1413,9 @@ class Claim:
             if set(verdicts) == {'holds'}
             else 'cannot be told'
         )
+        deciding = [s for v, s in zip(verdicts, shaky, strict=True) if v == verdict]
+        if (verdict == 'holds' and any(deciding)) or (verdict == 'does not hold' and all(deciding)):
+            verdict += ' on these seeds; other test images could undo it'
         return Finding(self, verdict, '; '.join(effects))
 
 
@@ -1380,10 +1424,10 @@ class Finding:
     "What became of a claim"
 
     claim: Claim
-    verdict: str  # 'holds', 'does not hold', 'cannot be told' or 'not tested'
+    verdict: str  # 'holds', 'does not hold', 'cannot be told' or 'not tested'; with a reservation, if there is one
     effect: str  # each difference with its 95 % interval
 
-# %% ../nbs/06_studies.ipynb #38cea052
+# %% ../nbs/06_studies.ipynb #e164e626
 def _rate(batch_size: int) -> float:
     return TrainConfig.lr * batch_size / TrainConfig.batch_size
 
@@ -1498,10 +1542,11 @@ STUDIES: dict[str, Study] = {
             'cifar10',
             'cifarnet-era',
             variants=('bn+l1', 'ln+l1', 'gn+l1'),
-            seeds=(0,),
+            seeds=(0, 1, 2),
             l1=0.05,
             train=TrainConfig(epochs=20, lr=0.01, schedule='constant', nesterov=False, augment='none', penalize='all'),
-            note='ERA-V1 session 8: lambda 0.05 on every parameter, a penalty of about 67 beside a loss of 2.3.',
+            note='ERA-V1 session 8: lambda 0.05 on every parameter, a penalty of about 67 beside a loss of 2.3. '
+            'Three seeds in place of one, so that the claim can be decided.',
         ),
         Study(
             'as-published/eva8',
@@ -1518,16 +1563,19 @@ STUDIES: dict[str, Study] = {
 
 
 def get_studies(
-    name: str,  # a name of `STUDIES`, the first part of several, or the path of a JSON file
+    name: str,  # a name of `STUDIES`, the first part of several, or the path of a JSON file with a study or a list
 ) -> list[Study]:
     "The studies of that name"
     if name in STUDIES:
         return [STUDIES[name]]
     if name.endswith('.json'):
         try:
-            return [Study.from_json(Path(name))]
+            data = json.loads(Path(name).read_text(encoding='utf-8'))
+            return [Study.from_dict(d.get('study', d)) for d in (data if isinstance(data, list) else [data])]
         except FileNotFoundError:
             raise ValueError(f'there is no file {name!r}') from None
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise ValueError(f'{name} cannot be read as a study: {error}') from None
     if found := [s for key, s in STUDIES.items() if key.startswith(f'{name}/')]:
         return found
     groups = dict.fromkeys(key.split('/')[0] for key in STUDIES)

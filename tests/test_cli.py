@@ -86,7 +86,7 @@ def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
     assert len(table) == 6 and table.notna().all(axis=None)
     assert (table.penalty > 0).tolist() == [v == 'bn+l1' for v in table.variant]
     assert list(pd.read_csv(folder / 'summary.csv').variant) == ['bn+l1', 'ln', 'gn']
-    about = json.loads((folder / 'study.json').read_text())
+    about = json.loads((folder / 'study.json').read_text(encoding='utf-8'))
     assert about['study']['train']['epochs'] == 1 and about['made_with']['torch']
     for name in figures:
         assert name in out
@@ -115,7 +115,7 @@ def test_json_and_report(normnotes, pictures, tmp_path):
     assert code == 0 and found['study'] == 'compare' and len(found['summary']) == 2
     assert found['settings']['model'] == 'cifarnet'  # for image folders
     table, figure = (tmp_path / 'out/results.csv').read_bytes(), (tmp_path / 'out/loss.png').read_bytes()
-    (tmp_path / 'out/results.csv').write_text('garbage')
+    (tmp_path / 'out/results.csv').write_text('garbage', encoding='utf-8')
     (tmp_path / 'out/loss.png').unlink()
     code, out, err = normnotes('report .')  # found below
     assert code == 0, err
@@ -188,7 +188,7 @@ def test_killed_and_given_again(start, normnotes, pictures, tmp_path):
 @posix
 def test_a_folder_that_may_not_be_written(normnotes, pictures, tmp_path):
     if os.geteuid() == 0:
-        (tmp_path / 'out').write_text('')  # nothing is forbidden to root, but a file is no folder
+        (tmp_path / 'out').write_text('', encoding='utf-8')  # nothing is forbidden to root, but a file is no folder
     else:
         (tmp_path / 'out').mkdir(mode=0o500)
     code, out, err = normnotes(f'compare --data {shlex.quote(str(pictures))} --out out {SHORT} --quiet')
@@ -231,6 +231,8 @@ def test_no_room(start, normnotes, pictures, tmp_path):
         ('study mnist-nroms', "unknown study 'mnist-nroms'; did you mean 'mnist-norms'?"),
         ('study nowhere.json', "no file 'nowhere.json'"),
         ('studies nothing', "unknown study 'nothing'"),
+        ('compare --device nonsense', "no device 'nonsense' here; use cpu"),
+        ('compare --device meta', "no device 'meta' here; use cpu"),
         ('report nowhere', "no folder 'nowhere'"),
         ('data minst', "unknown data set 'minst'; did you mean 'mnist'?"),
     ],
@@ -241,12 +243,50 @@ def test_what_is_not_understood(capsys, words, said):
     assert said in err and err.count('\n') == 1 and not out, err
 
 
-def test_a_device_that_is_not_there(capsys, pictures, tmp_path, monkeypatch):
-    monkeypatch.setenv('NORMNOTES_DATA', str(pictures.parent / 'cache'))
-    words = ['compare', '--data', str(pictures), '--out', str(tmp_path / 'out'), '--device', 'nonsense', '--quiet']
-    assert cli.main([*words, '--jobs', '1']) == 1
+def test_a_device_that_is_not_there(capsys, tmp_path):
+    assert cli.main(['compare', '--out', str(tmp_path / 'out'), '--device', 'cuda:99']) == 2
     err = capsys.readouterr().err
-    assert 'nonsense' in err and err.count('\n') == 1
+    assert "no device 'cuda:99' here; use cpu" in err and err.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('text', ['{', '3', '{"train": 3}', '{"seeds": null}', '{"variants": 5}'])
+def test_a_bad_study_file(capsys, tmp_path, text):
+    path = tmp_path / 'mine.json'
+    path.write_text(text, encoding='utf-8')
+    assert cli.main(['study', str(path)]) == 2
+    err = capsys.readouterr().err
+    assert 'mine.json cannot be read as a study' in err and err.count('\n') == 1
+
+
+def test_a_broken_study_does_not_stop_the_group(capsys, pictures, tmp_path, monkeypatch):
+    from normnotes import studies
+
+    monkeypatch.setenv('NORMNOTES_DATA', str(pictures.parent / 'cache'))
+    small = studies.Study('small', str(pictures), variants='ln', seeds=1).change(epochs=1, augment='none')
+    both = [small.change(name='gone', data=str(tmp_path / 'gone')).to_dict(), small.to_dict()]
+    (tmp_path / 'mine.json').write_text(json.dumps(both), encoding='utf-8')
+    words = ['--out', str(tmp_path / 'out'), '--jobs', '1', '--json', '--quiet']
+    assert cli.main(['study', str(tmp_path / 'mine.json'), *words]) == 1
+    out, err = capsys.readouterr()
+    bad, good = json.loads(out)
+    assert set(bad) == {'study', 'error'} and good['missing'] == [] and 'gone' in err
+    (tmp_path / 'out/gone/study.json').write_text('{', encoding='utf-8')
+    assert cli.main(['report', str(tmp_path / 'out'), '--json']) == 1
+    bad, good = json.loads(capsys.readouterr().out)
+    assert 'cannot be read' in bad['error'] and good['study'] == 'small'
+
+
+def test_only_what_was_asked_is_printed(capsys, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv('NORMNOTES_DATA', str(pictures.parent / 'cache'))
+    words = ['compare', '--data', str(pictures), '--out', str(tmp_path / 'out'), *SHORT.split()]
+    assert cli.main([*words, '--variants', 'bn,ln', '--quiet']) == 0
+    assert cli.main([*words, '--variants', 'gn']) == 0
+    out = capsys.readouterr().out
+    assert '| gn' in out and '| bn' not in out and 'the folder also holds bn, ln' in out
+    assert cli.main([*words, '--variants', 'gn', '--json', '--quiet']) == 0
+    assert [row['variant'] for row in json.loads(capsys.readouterr().out)['summary']] == ['gn']
+    assert len(pd.read_csv(tmp_path / 'out/summary.csv')) == 3  # the files hold all
 
 
 def test_colour_only_for_people(monkeypatch):

@@ -273,7 +273,7 @@ def test_a_run_that_fails_is_named_and_others_go_on(tiny, run, tmp_path, monkeyp
     with pytest.raises(StudyError, match=r'1 of 4 runs failed; bn\+l1 seed 0: RuntimeError: out of memory'):
         run(tiny, tmp_path)
     assert Results.load(tmp_path).missing == [('bn+l1', 0)]
-    assert 'Traceback' in (tmp_path / 'runs/bn+l1-s0/error.txt').read_text()
+    assert 'Traceback' in (tmp_path / 'runs/bn+l1-s0/error.txt').read_text(encoding='utf-8')
     monkeypatch.undo()
     assert not run(tiny, tmp_path).missing
     assert not (tmp_path / 'runs/bn+l1-s0/error.txt').exists()
@@ -331,16 +331,28 @@ def test_without_runs_the_tables_answer(undisturbed, tmp_path):
     kept, whole = Results.load(out), Results.load(undisturbed)
     assert kept.to_markdown() == whole.to_markdown()
     pd.testing.assert_frame_equal(kept.pairs(), whole.pairs())
-    (out / 'results.csv').write_text('nonsense')
+    (out / 'results.csv').write_text('nonsense', encoding='utf-8')
     with pytest.raises(StudyError, match='cannot be read'):
         Results.load(out)
 
 
+def test_tables_without_runs_are_not_overwritten(run, tiny, undisturbed, tmp_path):
+    out = tmp_path / 'kept'
+    shutil.copytree(undisturbed, out, ignore=shutil.ignore_patterns('runs'))
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    for study in (tiny, tiny.change(seeds=3)):
+        with pytest.raises(StudyError, match='holds tables without the runs they came from; choose another folder'):
+            run(study, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    (out / 'runs/gn-s0').mkdir(parents=True)  # as an interrupted attempt would leave it
+    assert Results.load(out).to_markdown() == Results.load(undisturbed).to_markdown()
+
+
 def test_a_corrupt_study_file(run, tiny, tmp_path, undisturbed):
-    (undisturbed / 'study.json').write_text('{"study": {"naem": "x"}}')
+    (undisturbed / 'study.json').write_text('{"study": {"naem": "x"}}', encoding='utf-8')
     with pytest.raises(StudyError, match=r"unknown key 'naem'.*did you mean 'name'.*finished runs are kept"):
         run(tiny, undisturbed)
-    (undisturbed / 'study.json').write_text('{')
+    (undisturbed / 'study.json').write_text('{', encoding='utf-8')
     with pytest.raises(StudyError, match='delete it and run the study again'):
         run(tiny, undisturbed)
     (undisturbed / 'study.json').unlink()
@@ -352,7 +364,7 @@ def test_a_corrupt_study_file(run, tiny, tmp_path, undisturbed):
 @pytest.mark.parametrize('jobs', [1, 2])
 @posix
 def test_a_full_disk(tiny, pictures, run, tmp_path, undisturbed, jobs):
-    """Files may grow to 40 kB: a checkpoint does not fit. Nothing finished is lost, and the error is one line."""
+    """Files may grow to 20 kB: a checkpoint does not fit. Nothing finished is lost, and the error is one line."""
     out = tmp_path / 'full'
     run(tiny.change(seeds=1), out)
     done = contents(out)[1]
@@ -374,7 +386,7 @@ def test_a_full_disk(tiny, pictures, run, tmp_path, undisturbed, jobs):
 
 
 def test_a_folder_that_cannot_be_written(run, tiny, tmp_path):
-    (tmp_path / 'file').write_text('in the way')
+    (tmp_path / 'file').write_text('in the way', encoding='utf-8')
     with pytest.raises(StudyError, match=r'cannot write to .*choose another folder') as caught:
         run(tiny, tmp_path / 'file' / 'out')
     assert '\n' not in str(caught.value)
@@ -454,7 +466,10 @@ def test_mcnemar_is_used_on_the_same_images():
     c = results.compare('bn', 'ln')
     assert (c.only_a, c.only_b) == (10, 3)
     assert c.p_images == pytest.approx(0.0922851, abs=1e-6)  # the binomial, worked by hand
-    assert c.verdict == 'no difference can be told apart from chance with 1 seed'
+    assert c.verdict == (
+        'these two nets differ by 7.00 points on the test images (McNemar p = 0.09); '
+        'one seed says nothing about other seeds'
+    )
 
 
 # Notation and plain data
@@ -491,5 +506,5 @@ def test_no_two_variants_share_a_folder():
 
 def test_every_preset_is_whole(tmp_path):
     for study in studies.STUDIES.values():
-        (tmp_path / 'study.json').write_text(study.to_json())
+        (tmp_path / 'study.json').write_text(study.to_json(), encoding='utf-8')
         assert read_study(tmp_path) == study
