@@ -747,7 +747,7 @@ class _Display:
             flush=True,
         )
 
-# %% ../nbs/06_studies.ipynb #b5cb3a3a
+# %% ../nbs/06_studies.ipynb #bf6dd2cc
 def default_jobs(
     runs: int = 1_000_000,  # how many there are to do
     device: str | None = None,  # where they are trained
@@ -799,6 +799,10 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
                 delayed(_train_elsewhere)(study.to_dict(), *more) for study, *more in calls
             )
         yield from results
+    if backend in (None, 'loky'):  # joblib would keep its idle workers, and their memory, for five minutes
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
 
 # %% ../nbs/06_studies.ipynb #9cef9ab3
 def run_study(
