@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,20 +16,6 @@ from normnotes import cli
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='sends signals the POSIX way')
 SHORT = '--epochs 2 --seeds 1 --batch-size 32 --lr 0.1 --augment none --jobs 1'
-
-
-@pytest.fixture(scope='session')
-def pictures(tmp_path_factory):
-    """An image folder of 8x8 digits, so small that an epoch takes a moment."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits, folder = load_digits(), tmp_path_factory.mktemp('data') / 'pictures'
-    for i in range(300):
-        path = folder / ('train' if i < 200 else 'test') / str(digits.target[i])
-        path.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).save(path / f'{i}.png')
-    return folder
 
 
 @pytest.fixture

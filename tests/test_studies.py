@@ -22,20 +22,6 @@ ENV = {**os.environ, 'PYTHONPATH': str(Path(studies.__file__).parents[1])}  # th
 posix = pytest.mark.skipif(os.name == 'nt', reason='kills processes the POSIX way')
 
 
-@pytest.fixture(scope='session')
-def pictures(tmp_path_factory):
-    """An image folder of 8x8 digits, so small that an epoch takes a moment."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits, folder = load_digits(), tmp_path_factory.mktemp('data') / 'pictures'
-    for i in range(300):
-        path = folder / ('train' if i < 200 else 'test') / str(digits.target[i])
-        path.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).save(path / f'{i}.png')
-    return folder
-
-
 @pytest.fixture
 def tiny(pictures):
     """A study of four runs of three epochs on it."""
