@@ -134,18 +134,36 @@ class ConvBlock(nn.Sequential):
                 x = x + skip
         return x
 
-# %% ../nbs/03_models.ipynb #9c642c12
+# %% ../nbs/03_models.ipynb #6f4940eb
+class _ZeroPlaces(torch.autograd.Function):
+    "Scale the numbers and set some to zero; the gradient goes the same way."
+
+    @staticmethod
+    def forward(x: Tensor, places: Tensor, scale: float, strides: tuple[int, ...]) -> Tensor:
+        y = torch.empty_strided(x.shape, strides, dtype=x.dtype)
+        torch.mul(x, scale, out=y).as_strided((x.numel(),), (1,))[places] = 0.0  # in the order of the memory
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, places, ctx.scale, ctx.strides = inputs
+        ctx.save_for_backward(places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple:
+        return _ZeroPlaces.apply(gradients[0], *ctx.saved_tensors, ctx.scale, ctx.strides), None, None, None
+
+
 @fx.wrap  # tools that trace a network keep it as one step
 def _drop_few(x: Tensor, p: float) -> Tensor:
     "`nn.functional.dropout` for a small `p`."
     if x.device.type != 'cpu' or torch.compiler.is_compiling():
         return nn.functional.dropout(x, p)
-    keep = torch.full_like(x, 1 / (1 - p))
-    count = keep.numel()
+    count = x.numel()
     gaps = int(count * p + 10 * (count * p) ** 0.5 + 10)  # ten deviations above the usual number
     places = torch.empty(gaps, dtype=torch.int64).geometric_(p).cumsum(0) - 1
-    keep.as_strided((count,), (1,))[places[places < count]] = 0.0  # in the order of the memory
-    return x * keep
+    strides = torch.empty_like(x).stride()  # x's own where x fills its memory, in any order
+    return _ZeroPlaces.apply(x, places[places < count], 1 / (1 - p), strides)
 
 
 class Dropout(nn.Dropout):
