@@ -17,12 +17,13 @@ statuses = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4
 extras = {
     key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")
 }
+extras["dev"] = extras["book"] + extras["dev"]  # to run the notebooks, and to work on them
 
 
 def absolute_links(readme: str) -> str:
     "The README with its relative links made absolute: a package index shows it far from the repository."
     raw = repository.replace("github.com", "raw.githubusercontent.com")
-    readme = re.sub(r"(!\[[^]]*\]\()(?![a-z]+:|#)", rf"\g<1>{raw}/{cfg['branch']}/", readme)
+    readme = re.sub(r"(!\[[^]]*\]\(|<img src=\")(?![a-z]+:|#)", rf"\g<1>{raw}/{cfg['branch']}/", readme)
     return re.sub(r"((?<!!)\[[^]]*\]\()(?![a-z]+:|#)", rf"\g<1>{repository}/blob/{cfg['branch']}/", readme)
 
 
@@ -48,7 +49,10 @@ setup(
         "Intended Audience :: Education",
         f"Intended Audience :: {cfg['audience']}",
         f"Natural Language :: {cfg['language']}",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(int(cfg["min_python"].split(".")[1]), 14)),
+        "Topic :: Education",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

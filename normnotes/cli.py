@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/07_cli.ipynb #4a579682
+# %% ../nbs/07_cli.ipynb #fe50d9c0
 import argparse
 import contextlib
 import difflib
@@ -14,7 +14,9 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 
-# %% ../nbs/07_cli.ipynb #a0ab1f83
+# %% ../nbs/07_cli.ipynb #cde0a80b
 def _number(kind: type, low: float, allowed: str) -> Callable[[str], Any]:
     "A reader of numbers from `low` up."
 
@@ -39,22 +41,25 @@ def _number(kind: type, low: float, allowed: str) -> Callable[[str], Any]:
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    "'5' is the number of seeds, '0,3,7' names them."
-    parts = text.split(',')
+    "'5' is the number of seeds, '0,3,7' names them, and '3,' names one."
+    number, *more = text.split(',')
+    parts = [number, *(more if more != [''] else [])]
     if (
         not all(p.strip().isdecimal() for p in parts)
         or text.strip() == '0'
         or len({int(p) for p in parts}) < len(parts)
     ):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; use how many, as in '5', or which, as in '0,3,7'")
-    return int(text) if len(parts) == 1 else tuple(int(p) for p in parts)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; use how many, as in '5', or which, as in '0,3,7' or '3,'"
+        )
+    return tuple(int(p) for p in parts) if more else int(number)
 
 
 def _colour(stream) -> bool:
     "Colour only where a person looks, and nobody has said no (https://no-color.org)"
     return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
-# %% ../nbs/07_cli.ipynb #5b3d0c82
+# %% ../nbs/07_cli.ipynb #f5379f72
 class _Parser(argparse.ArgumentParser):
     "Errors in one line"
 
@@ -106,7 +111,9 @@ its own (@lr=0.05@batch_size=32).""",
     'studies': 'examples:\n  normnotes studies\n  normnotes studies mnist-norms > mine.json',
     'report': """examples:
   normnotes report runs/compare
-  normnotes report runs                every study below the folder""",
+  normnotes report runs                every study below the folder
+
+Nothing is downloaded: the pictures of mistakes are drawn where the data set is at hand.""",
     'data': """examples:
   normnotes data mnist
   normnotes data cifar10 --data-dir /big/disk
@@ -139,7 +146,9 @@ def _add_settings(parser: argparse.ArgumentParser, compare: bool) -> None:
         + default('net; cifarnet for cifar10 and image folders'),
     )
     group.add_argument('--variants', metavar='LIST', help='what to compare, with commas' + default('bn+l1,ln,gn'))
-    group.add_argument('--seeds', type=_seeds, metavar='N', help='how many, or which with commas' + default('3'))
+    group.add_argument(
+        '--seeds', type=_seeds, metavar='N', help="how many, or which, as in '0,3,7' or '3,'" + default('3')
+    )
     group.add_argument('--epochs', type=whole, metavar='N', help='times through the training images' + default('20'))
     group.add_argument('--batch-size', type=whole, metavar='N', help='images per step' + default('128; 32 for digits'))
     group.add_argument(
@@ -147,7 +156,11 @@ def _add_settings(parser: argparse.ArgumentParser, compare: bool) -> None:
     )
     group.add_argument('--l1', type=strength, metavar='X', help='strength of +l1' + default('1e-4'))
     group.add_argument('--l2', type=strength, metavar='X', help='strength of +l2' + default('5e-4'))
-    group.add_argument('--augment', metavar='NAME', help='none, light, cifar or eva6' + default('light'))
+    group.add_argument(
+        '--augment',
+        metavar='NAME',
+        help='none, light, cifar, eva6, or strengths such as rotate=7,flip' + default('light; cifar for cifar10'),
+    )
     group = parser.add_argument_group('running')
     group.add_argument(
         '--out',
@@ -217,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(data)
     return parser
 
-# %% ../nbs/07_cli.ipynb #82202cf3
+# %% ../nbs/07_cli.ipynb #e567e412
 class _Usage(Exception):
     "The command cannot be meant; the message is one line."
 
@@ -234,22 +247,6 @@ _SETTINGS = (
 )  # change the folder's name; seeds and variants do not
 
 
-def _check_data(name: str) -> str:
-    "A data set's name, or the whole path of an image folder."
-    from normnotes.data import DATASETS
-
-    if name in DATASETS:
-        return name
-    if Path(name).is_dir():
-        return str(Path(name).resolve())
-    near = difflib.get_close_matches(name, list(DATASETS), 1)
-    raise _Usage(
-        f'unknown data set {name!r}'
-        + (f'; did you mean {near[0]!r}? ' if near else '; ')
-        + f'use {", ".join(DATASETS)}, or the path of an image folder'
-    )
-
-
 def _check_device(name: str) -> None:
     "Whether torch can put a number on the device and read it back."
     import torch
@@ -263,23 +260,18 @@ def _check_device(name: str) -> None:
 
 def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     "The studies that are asked for, with their folders."
-    from normnotes.studies import Study, get_studies
+    from normnotes.studies import Study, _data_name, get_studies
 
     if args.device is not None:
         _check_device(args.device)
     changes = {k: v for k in (*_SETTINGS, 'variants', 'seeds') if (v := getattr(args, k)) is not None}
-    if 'data' in changes:
-        changes['data'] = _check_data(changes['data'])
     try:
+        if 'data' in changes:
+            changes['data'] = _data_name(changes['data'])
         if args.command == 'compare':
-            data = changes.get('data', 'digits')
-            fitting: dict[str, Any] = {'batch_size': 32, 'lr': 0.025} if data == 'digits' else {}
-            if data not in ('digits', 'mnist', 'fashion-mnist'):
-                fitting['model'] = 'cifarnet'
-            found = [Study(note='Which variant is best?').change(**fitting)]
+            studies = [Study.on(**changes)]
         else:
-            found = get_studies(args.name)
-        studies = [s.change(**changes) for s in found]
+            studies = [s.change(**changes) for s in get_studies(args.name)]
     except ValueError as error:
         raise _Usage(str(error)) from None
     suffix = ''.join(f'-{k}={Path(str(v)).name if k == "data" else v}' for k, v in changes.items() if k in _SETTINGS)
@@ -293,7 +285,7 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
         folders.append(base.joinpath(*tail) if group or not args.out else base)
     return list(zip(studies, folders, strict=True))
 
-# %% ../nbs/07_cli.ipynb #fb7a8614
+# %% ../nbs/07_cli.ipynb #359838a1
 def _near(path: Path) -> str:
     "A path as short as it can be said from here."
     with contextlib.suppress(ValueError):
@@ -340,7 +332,7 @@ _FAILURES = (RuntimeError, OSError, ValueError)  # what a study can fail with; S
 def _run(args: argparse.Namespace) -> int:
     "compare and study."
     asked = _studies(args)
-    from normnotes.studies import default_jobs, run_study
+    from normnotes.studies import _clock, default_jobs, run_study
 
     failures: list[str] = []
     found: list[dict] = []
@@ -353,6 +345,7 @@ def _run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
                 flush=True,
             )
+        began = time.time()
         try:
             results = run_study(
                 study,
@@ -370,6 +363,8 @@ def _run(args: argparse.Namespace) -> int:
             failures.append(f'{study.name}: {text}')
             found.append({'study': study.name, 'error': text})
             continue
+        if not args.quiet:
+            print(f'{study.name}: done in {_clock(time.time() - began)}', file=sys.stderr, flush=True)
         others = [v for v in results.study.variants if v not in study.variants]
         others += [f'seed {s}' for s in results.study.seeds if s not in study.seeds]
         results = results.only(study)
@@ -414,8 +409,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     "report."
-    from normnotes.data import load_data
-    from normnotes.studies import Results, StudyError, find_studies
+    from normnotes.studies import Results, StudyError, _at_hand, find_studies
 
     if not Path(args.folder).is_dir():
         raise _Usage(f'there is no folder {args.folder!r}; give one that compare or study wrote')
@@ -423,7 +417,6 @@ def _report(args: argparse.Namespace) -> int:
     if not folders:
         raise StudyError(f'no study in {args.folder} or below: there is no study.json')
     for folder in folders:
-        data = None
         try:
             results = Results.load(folder)
         except _FAILURES as error:
@@ -432,11 +425,7 @@ def _report(args: argparse.Namespace) -> int:
             found.append({'study': str(folder), 'error': text})
             continue
         try:
-            data = load_data(results.study.data, args.data_dir, quiet=True)
-        except Exception as error:
-            print(f'normnotes: mistakes are not drawn anew: {str(error).splitlines()[0]}', file=sys.stderr)
-        try:
-            files = results.write(data=data)
+            files = results.write(data=_at_hand(results.study.data, args.data_dir))
         except StudyError as error:
             print(f'normnotes: {error}', file=sys.stderr)
             files, code = [], 1
@@ -451,9 +440,13 @@ def _report(args: argparse.Namespace) -> int:
 
 def _fetch(args: argparse.Namespace) -> int:
     "data."
-    name = _check_data(args.name)
     from normnotes.data import data_folder, load_data
+    from normnotes.studies import _data_name
 
+    try:
+        name = _data_name(args.name)
+    except ValueError as error:
+        raise _Usage(str(error)) from None
     data = load_data(name, args.data_dir, quiet=args.quiet or args.json)
     if args.json:
         about = {
@@ -472,7 +465,7 @@ def _fetch(args: argparse.Namespace) -> int:
         print(data)
     return 0
 
-# %% ../nbs/07_cli.ipynb #a20bd9b3
+# %% ../nbs/07_cli.ipynb #2f74b713
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     "A polite kill (SIGTERM) ends as Ctrl-C does."
@@ -490,6 +483,11 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _as_typed(words: Sequence[str], windows: bool = os.name == 'nt') -> str:
+    "A command line that can be copied into a shell."
+    return subprocess.list2cmdline(words) if windows else shlex.join(words)
 
 
 def main(
@@ -517,10 +515,8 @@ def main(
         print(f'normnotes {args.command}: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f'\nnormnotes: stopped; finished runs are kept. To go on:\n  {shlex.join(["normnotes", *words])}',
-            file=sys.stderr,
-        )
+        kept = f'; finished runs are kept. To go on:\n  {_as_typed(["normnotes", *words])}'
+        print('\nnormnotes: stopped' + (kept if args.command in ('compare', 'study') else ''), file=sys.stderr)
         return 130
     except BrokenPipeError:  # `normnotes studies | head`
         sys.stdout = open(os.devnull, 'w')

@@ -601,7 +601,7 @@ def missed_by_all(
     confidence = np.mean([_array(_evaluation(e).confidences)[shared] for e in evaluations.values()], axis=0)
     return shared[np.argsort(-confidence, kind='stable')]
 
-# %% ../nbs/05_plotting.ipynb #2c9d13cd
+# %% ../nbs/05_plotting.ipynb #411dc70b
 def _percent(share: float) -> str:
     "A confidence as a percentage, cut and not rounded: 100 % stands only where the model said exactly 1."
     return f'{math.floor(1000 * share + 1e-6) / 10:.1f}\N{NO-BREAK SPACE}%'
@@ -619,7 +619,9 @@ def _image_grid(
     rows_used = max(1, min(rows, math.ceil(len(images) / cols))) if ax is None else rows
     captions = ['\n'.join(fill(line, 21) for line in caption.split('\n')) for caption in captions]
     lines = max([caption.count('\n') + 1 for caption in captions], default=1)
-    size = (max(4.2, min(7.5, 1.5 * cols)), (1.1 + 0.17 * lines) * rows_used + 0.55)
+    width = max(3.3, min(7.5, 1.5 * cols))  # inches; narrower, and the heading would take more room than the images
+    heading = '\n'.join(fill(line, int(12 * width)) for line in title.split('\n'))
+    size = (width, (1.1 + 0.17 * lines) * rows_used + 0.2 + 0.18 * (heading.count('\n') + 1))
     fig, axes = _new_axes(ax, rows_used, cols, size)
     for panel in axes:
         panel.set_axis_off()
@@ -632,7 +634,7 @@ def _image_grid(
         panel.imshow(pixels, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         panel.set_title(caption, fontsize=9, fontweight='normal', pad=3)
     if ax is None:
-        fig.suptitle(title, fontsize=10.5)
+        fig.suptitle(heading, fontsize=10)
     else:
         above: dict[str, Any] = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
         axes[0].annotate(title, (0, 1), (0, 10 + 11 * lines), fontsize=10, **above)

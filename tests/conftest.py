@@ -1,7 +1,15 @@
 """What the system tests share."""
 
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch loads: the tests run in two processes, on two cores
+
+import functools
+import http.server
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +47,48 @@ def pictures(tmp_path_factory):
         path.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).save(path / f'{i}.png')
     return folder
+
+
+# A browser and a little server, for the tests of pages
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'msedge')
+
+
+@pytest.fixture(scope='session')
+def chromium():
+    "Headless Chromium, or Chrome: the one of this machine, nothing is downloaded. Skipped where there is none."
+    reason = 'the tests of pages need Playwright: pip install playwright'
+    playwright = pytest.importorskip('playwright.sync_api', reason=reason)
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as tools:
+        where = {'executable_path': path} if path else {'channel': 'chrome'}
+        try:
+            browser = tools.chromium.launch(args=['--no-sandbox'], **where)
+        except playwright.Error as error:
+            if path:
+                raise
+            pytest.skip(f'no Chromium or Chrome on this machine: {str(error).splitlines()[0]}')
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='session')
+def serve():
+    "serve(folder) is the address of a little server that hands out the files of a folder."
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    servers = []
+
+    def start(folder):
+        handler = functools.partial(Quiet, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}'
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,10 @@ def start(tmp_path, pictures):
     """Starts `normnotes WORDS` in a process group of its own, as a shell does."""
     started = []
 
-    def start(words, **options):
+    def start(words, more_env=None, **options):
         here = str(Path(cli.__file__).parents[1])  # the same package as in this process
         env = {**os.environ, 'NORMNOTES_DATA': str(pictures.parent / 'cache'), 'COLUMNS': '100', 'PYTHONPATH': here}
+        env |= more_env or {}
         pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'encoding': 'utf-8'}
         options = {'cwd': tmp_path, 'env': env, 'start_new_session': os.name != 'nt', **pipes, **options}
         started.append(subprocess.Popen([sys.executable, '-m', 'normnotes.cli', *shlex.split(words)], **options))
@@ -58,8 +60,28 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.01)
 
 
+@pytest.fixture(scope='session')
+def finished(pictures, tmp_path_factory):
+    """What `compare` leaves of bn and ln on the pictures; tests that write take a copy."""
+    out = tmp_path_factory.mktemp('finished') / 'out'
+    words = ['compare', '--data', str(pictures), '--variants', 'bn,ln', '--out', str(out), *SHORT.split(), '--quiet']
+    assert cli.main([*words, '--data-dir', str(pictures.parent / 'cache')]) == 0
+    return out
+
+
+def assert_same_files(one, two):
+    """Two folders of one study hold the same, but for the seconds that epochs took."""
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    for path in one.iterdir():
+        if path.name == 'results.csv':
+            first, second = (pd.read_csv(folder / path.name).drop(columns='seconds') for folder in (one, two))
+            assert first.equals(second)
+        elif path.is_file():
+            assert path.read_bytes() == (two / path.name).read_bytes(), path.name
+
+
 def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
-    """compare as it comes, with fewer epochs: table, verdicts, figures, and what DESIGN fixes."""
+    """compare as it comes, with fewer epochs: table, verdicts, figures, and what DESIGN fixes; then in three lines."""
     code, out, err = normnotes('compare --epochs 1 --seeds 2')
     assert code == 0, err
     folder = tmp_path / 'runs/compare-epochs=1'
@@ -78,59 +100,163 @@ def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
         assert (folder / name).read_bytes()[:4] == b'\x89PNG' and (folder / name).stat().st_size < 200_000
     assert '| variant' in out and out.count('can be told apart') + out.count(' than ') == 3
     assert '6/6' in err and '\033' not in out + err  # a line per run, and no colour where nobody looks
+    assert 'compare: done in 0:' in err
 
-
-def test_python_does_the_same_in_three_lines(normnotes, pictures, tmp_path):
     from normnotes.studies import Study, run_study
 
-    code, out, err = normnotes(f'compare --data {shlex.quote(str(pictures))} --model net --out one {SHORT} --quiet')
-    assert (code, out, err) == (0, '', '')
-    study = Study(data=str(pictures), seeds=1).change(epochs=2, batch_size=32, lr=0.1, augment='none')
-    results = run_study(study, tmp_path / 'two', jobs=1, progress='none', root=pictures.parent / 'cache')
-    assert results.summary().equals(type(results).load(tmp_path / 'one').summary())
-    for name in ('summary.md', 'accuracy.png', 'mistakes.npz'):
-        one, two = ((tmp_path / folder / name).read_bytes() for folder in ('one', 'two'))
-        assert one == two or name == 'summary.md'
+    study = Study.on('digits', epochs=1, seeds=2)
+    results = run_study(study, tmp_path / 'python', jobs=1, progress='none')
+    assert_same_files(folder, tmp_path / 'python')
+    assert all(line in out for line in str(results).splitlines() if line.startswith(('|', '-')))
 
 
-def test_json_and_report(normnotes, pictures, tmp_path):
+@posix
+def test_in_a_terminal(start, pictures):
+    """One bar for the whole study, redrawn in place and gone at the end; verdicts stand out."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 140, 0, 0))  # rows, columns
+    words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --epochs 20 --seeds 2 --jobs 1 --out out'
+    process = start(words, stdout=slave, stderr=slave, text=False, encoding=None, more_env={'TERM': 'xterm'})
+    os.close(slave)
+    parts = []
+    while True:
+        try:
+            parts.append(os.read(master, 10_000))
+        except OSError:  # the other end is closed
+            break
+        if not parts[-1]:
+            break
+    os.close(master)
+    assert process.wait(60) == 0
+    text = b''.join(parts).decode()
+    assert 'gone, ' in text and 'runs done' in text and '\r' in text
+    assert '/4 runs done · bn s0 ' in text
+    assert '\033[1mcompare\033[0m' in text
+    assert 'runs done' not in text.split('compare: done in')[1]
+
+
+def test_two_commands_at_once_on_one_folder(start, normnotes, pictures, finished, tmp_path):
+    words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --out shared {SHORT}'
+    for process in [start(words) for _ in range(2)]:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert '| bn' in out and '| ln' in out and 'Not finished' not in out
+    assert_same_files(tmp_path / 'shared', finished)
+
+
+def test_a_terminal_that_knows_no_dashes(normnotes, finished, pictures, tmp_path):
+    shutil.copytree(finished, tmp_path / 'out')
+    ascii_only = {'more_env': {'PYTHONIOENCODING': 'ascii', 'LC_ALL': 'C'}, 'encoding': 'ascii'}
+    words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln,gn --out out {SHORT}'
+    code, out, err = normnotes(words, **ascii_only)
+    assert code == 0 and '| gn' in out and ' ? |' in out and '3/3' in err, err
+    assert normnotes('--help', **ascii_only)[0] == 0
+    assert '–' in (tmp_path / 'out/summary.md').read_text(encoding='utf-8')  # files are UTF-8 everywhere
+
+
+def test_report_of_a_finished_study_in_a_folder_that_may_not_be_written(capsys, finished, tmp_path, monkeypatch):
+    """Table and verdicts are printed; what could not be written is said in one line."""
+    out = tmp_path / 'out'
+    shutil.copytree(finished, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    if os.name == 'posix' and os.geteuid() == 0:  # to whom no folder is closed
+
+        def refuse(path, *_):
+            raise PermissionError(13, 'Permission denied', str(path))
+
+        monkeypatch.setattr('normnotes.studies.write_atomic', refuse)
+        monkeypatch.setattr('normnotes.plotting.write_atomic', refuse)
+    else:
+        out.chmod(0o500)
+    monkeypatch.setenv('NORMNOTES_DATA', str(tmp_path / 'cache'))
+    try:
+        code = cli.main(['report', str(out)])
+    finally:
+        out.chmod(0o700)
+    printed, err = capsys.readouterr()
+    assert code == 1 and err.count('\n') == 1 and f'cannot write to {out}' in err, err
+    assert '| bn' in printed and '| ln' in printed and 'McNemar' in printed
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_report_downloads_nothing(capsys, finished, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    shutil.copytree(finished, out)
+    about = json.loads((out / 'study.json').read_text(encoding='utf-8'))
+    about['study']['data'] = 'cifar10'
+    (out / 'study.json').write_text(json.dumps(about), encoding='utf-8')
+    (out / 'accuracy.png').unlink()
+    picture = (out / 'misclassified_bn.png').read_bytes()
+
+    def no_network(*_, **__):
+        raise AssertionError('somebody reaches for the network')
+
+    monkeypatch.setattr('socket.socket.connect', no_network)
+    monkeypatch.setattr('socket.getaddrinfo', no_network)
+    assert cli.main(['report', str(out), '--data-dir', str(tmp_path / 'empty')]) == 0
+    printed, err = capsys.readouterr()
+    assert err.count('\n') == 1 and 'cifar10 is not in' in err and '`normnotes data cifar10` fetches it' in err
+    assert '| bn' in printed and 'misclassified' not in printed
+    assert (out / 'accuracy.png').exists() and (out / 'misclassified_bn.png').read_bytes() == picture
+    assert not (tmp_path / 'empty').exists()
+
+
+@pytest.fixture
+def here(capsys, pictures, tmp_path, monkeypatch):
+    """`normnotes WORDS` in this process, which saves its start: exit code, standard output, standard error."""
+    monkeypatch.setenv('NORMNOTES_DATA', str(pictures.parent / 'cache'))
+    monkeypatch.chdir(tmp_path)
+
+    def run(words):
+        code = cli.main(shlex.split(words))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_json_and_report(here, pictures, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'out')
     words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --out out {SHORT} --json'
-    code, out, _ = normnotes(words)
+    code, out, _ = here(words)
     found = json.loads(out)
     assert code == 0 and found['study'] == 'compare' and len(found['summary']) == 2
     assert found['settings']['model'] == 'cifarnet'  # for image folders
     table, figure = (tmp_path / 'out/results.csv').read_bytes(), (tmp_path / 'out/loss.png').read_bytes()
     (tmp_path / 'out/results.csv').write_text('garbage', encoding='utf-8')
     (tmp_path / 'out/loss.png').unlink()
-    code, out, err = normnotes('report .')  # found below
+    code, out, err = here('report .')  # found below
     assert code == 0, err
     assert 'out/summary.md' in out.replace('\\', '/')
     assert (tmp_path / 'out/results.csv').read_bytes() == table
     assert (tmp_path / 'out/loss.png').read_bytes() == figure
-    code, out, _ = normnotes('report out --json')
+    code, out, _ = here('report out --json')
     assert json.loads(out)['summary'] == found['summary']
 
 
-def test_studies_of_the_book_in_small(normnotes, pictures, tmp_path):
-    """Three of the four can be trained on images of 8x8; the fourth is named, and does not hold up the others."""
-    code, _, err = normnotes(
-        f'study as-published --data {shlex.quote(str(pictures))} --epochs 1 --jobs 2 --batch-size 64 --out here'
-    )
+def test_studies_of_the_book_in_small(here, pictures, tmp_path):
+    """All but one can be trained on images of 8x8; that one is named, and does not hold up the others."""
+    data = shlex.quote(str(pictures))
+    code, _, err = here(f'study as-published --data {data} --epochs 1 --seeds 1 --jobs 1 --batch-size 64 --out here')
     assert code == 1
     assert 'as-published/eva8: 3 of 3 runs failed; bn+l1 seed 0: ValueError' in err
-    assert sorted(p.name for p in (tmp_path / 'here').iterdir()) == ['era', 'eva4', 'eva6', 'eva8']
+    assert sorted(p.name for p in (tmp_path / 'here').iterdir()) == ['era', 'eva4', 'eva6', 'eva8', 'session5']
     assert 'penalty starts at' in err  # the warning that would have saved a published study
-    code, out, err = normnotes('report here --json')
+    code, out, err = here('report here --json')
     assert code == 0, err
-    assert [(r['study'], len(r['missing'])) for r in json.loads(out)][-2:] == [
+    assert [(r['study'], len(r['missing'])) for r in json.loads(out)][-3:] == [
         ('as-published/eva6', 0),
         ('as-published/eva8', 3),
+        ('as-published/session5', 0),
     ]
 
 
 @posix
-@pytest.mark.parametrize('jobs', [1, 2])
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(('number', 'jobs'), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
 def test_stopped_and_gone_on(start, normnotes, pictures, tmp_path, number, jobs):
     words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --epochs 400 --out out --jobs {jobs}'
     process = start(words)
@@ -152,7 +278,7 @@ def test_stopped_and_gone_on(start, normnotes, pictures, tmp_path, number, jobs)
 
 
 @posix
-def test_killed_and_given_again(start, normnotes, pictures, tmp_path):
+def test_killed_and_given_again(start, here, pictures, tmp_path):
     def words(out):
         data = shlex.quote(str(pictures))
         return f'compare --data {data} --variants bn,bn+l1 --out {out} {SHORT} --epochs 6 --seeds 2'
@@ -162,7 +288,7 @@ def test_killed_and_given_again(start, normnotes, pictures, tmp_path):
     process.kill()
     process.communicate()
     for out in ('killed', 'whole'):
-        code, _, err = normnotes(words(out))
+        code, _, err = here(words(out))
         assert code == 0, err
     for name in ('summary.csv', 'summary.md', 'mistakes.npz', 'loss.png', 'accuracy.png', 'misclassified_bn.png'):
         assert (tmp_path / 'killed' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
@@ -181,11 +307,11 @@ def test_a_folder_that_may_not_be_written(normnotes, pictures, tmp_path):
 
 
 @posix
-def test_no_room(start, normnotes, pictures, tmp_path):
+def test_no_room(here, normnotes, pictures, tmp_path):
     import resource
 
     words = f'compare --data {shlex.quote(str(pictures))} --variants ln --out out {SHORT} --quiet'
-    assert normnotes(words)[0] == 0
+    assert here(words)[0] == 0
     before = (tmp_path / 'out/runs/ln-s0/status.json').read_bytes()
 
     def little_room():
@@ -194,7 +320,7 @@ def test_no_room(start, normnotes, pictures, tmp_path):
     code, _, err = normnotes(words.replace('--variants ln', '--variants ln,bn'), preexec_fn=little_room)
     assert code == 1 and err.count('\n') == 1 and 'cannot write to' in err and 'finished runs are kept' in err, err
     assert (tmp_path / 'out/runs/ln-s0/status.json').read_bytes() == before
-    assert normnotes(words.replace('--variants ln', '--variants ln,bn'))[0] == 0
+    assert here(words.replace('--variants ln', '--variants ln,bn'))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -206,6 +332,7 @@ def test_no_room(start, normnotes, pictures, tmp_path):
         ('compare --epochs', '--epochs: expected one argument'),
         ('compare --lr none', "--lr: 'none' is not allowed; use a number above 0"),
         ('compare --seeds 1,1', "--seeds: '1,1' is not allowed"),
+        ('compare --seeds ,', "--seeds: ',' is not allowed"),
         ('compare --jobs -2', "--jobs: '-2' is not allowed"),
         ('compare --bach-size 3', "unknown option '--bach-size'; did you mean '--batch-size'?"),
         ('compare --variants bn,bm', "variant 'bm': unknown norm 'bm'"),
@@ -272,6 +399,23 @@ def test_only_what_was_asked_is_printed(capsys, pictures, tmp_path, monkeypatch)
     assert cli.main([*words, '--variants', 'gn', '--json', '--quiet']) == 0
     assert [row['variant'] for row in json.loads(capsys.readouterr().out)['summary']] == ['gn']
     assert len(pd.read_csv(tmp_path / 'out/summary.csv')) == 3  # the files hold all
+
+
+@pytest.mark.parametrize('words', ['studies', 'data digits', 'report .', 'compare --seeds 1', 'study mnist-norms'])
+def test_only_a_study_is_resumed(capsys, monkeypatch, words):
+    """Ctrl-C: 130, and how to go on where there is something to go on with."""
+
+    def stop(args):
+        raise KeyboardInterrupt
+
+    for name in ('_run', '_list', '_report', '_fetch'):
+        monkeypatch.setattr(cli, name, stop)
+    assert cli.main(words.split()) == 130
+    err = capsys.readouterr().err
+    if words.startswith(('compare', 'study ')):
+        assert err == f'\nnormnotes: stopped; finished runs are kept. To go on:\n  normnotes {words}\n'
+    else:
+        assert err == '\nnormnotes: stopped\n'
 
 
 def test_colour_only_for_people(monkeypatch):

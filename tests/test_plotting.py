@@ -173,8 +173,10 @@ PLOTS = {
 }
 
 
-@pytest.mark.parametrize('steps', ['dark', 'book dark', 'book', 'dark default book'])
-@pytest.mark.parametrize('plot', PLOTS)
+STEPS = [(plot, steps) for plot in PLOTS for steps in ('book dark', 'dark default book')]
+
+
+@pytest.mark.parametrize(('plot', 'steps'), [*STEPS, ('accuracy', 'dark'), ('accuracy', 'book')])
 def test_what_is_written_can_be_read_on_its_page(tmp_path, plot, steps):
     from matplotlib import style
 
@@ -203,8 +205,10 @@ def test_no_two_variants_of_a_study_look_alike(study):
     assert len({(color, marker) for color, _, marker in styles}) == len(styles)  # curves give the line to the split
 
 
-@pytest.mark.parametrize('seeds', [1, 2])
-@pytest.mark.parametrize('study', STUDIES.values(), ids=list(STUDIES))
+DIFFERENT = list({study.variants: study for study in STUDIES.values()}.values())  # by what stands in the figure
+
+
+@pytest.mark.parametrize(('study', 'seeds'), [(study, 1 + i % 2) for i, study in enumerate(DIFFERENT)])
 def test_names_of_every_study_fit_on_the_figure(study, seeds):
     frame = history(study.variants, seeds=seeds, epochs=6)
     frame['test_acc'] = 98 + (frame.test_acc - 98) / 20  # the lines end close together
@@ -254,3 +258,15 @@ def test_labels_do_not_overlap_and_stay_on_the_figure(count):
     assert len(boxes) == count
     assert all(above[0] >= below[1] - 1 for below, above in pairwise(boxes))
     assert max(Text.get_window_extent(t).x1 for t in fig.axes[1].texts) <= fig.bbox.x1 + 1
+
+
+@pytest.mark.parametrize('cols', [2, 5])
+def test_mistakes_stand_close_together_under_a_heading_that_fits(cols):
+    fig = plot_misclassified(evaluation(), digits(), 3, cols, title='bn+l1=3e-4+l2, seed 0')
+    fig.draw_without_rendering()
+    first, second = (panel.get_window_extent() for panel in fig.axes[:2])
+    assert first.width == pytest.approx(first.height) and second.x0 - first.x1 < 0.6 * first.width
+    heading = Text.get_window_extent(fig._suptitle)
+    assert heading.x0 >= 0 and heading.x1 <= fig.bbox.x1 and heading.y1 <= fig.bbox.y1
+    captions = [Text.get_window_extent(panel.title) for panel in fig.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(captions) for b in [*captions[:i], heading])

@@ -15,21 +15,21 @@ import pytest
 import torch
 
 from normnotes import studies
-from normnotes.studies import Results, Study, StudyError, Variant, lock, mcnemar, read_study, run_study
+from normnotes.studies import Comparison, Results, Study, StudyError, Variant, lock, mcnemar, read_study, run_study
 from normnotes.training import Evaluation, TrainConfig
 
 ENV = {**os.environ, 'PYTHONPATH': str(Path(studies.__file__).parents[1])}  # the same package as in this process
 posix = pytest.mark.skipif(os.name == 'nt', reason='kills processes the POSIX way')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def tiny(pictures):
     """A study of four runs of three epochs on it."""
     train = TrainConfig(epochs=3, batch_size=32, lr=0.1, augment='none')
     return Study('tiny', str(pictures), variants='bn+l1,gn', seeds=2, train=train)
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run(pictures):
     """run_study in this process, quietly, with data cached beside the pictures."""
 
@@ -80,9 +80,10 @@ def assert_same(one, two):
         assert files[name] == other_files[name], name
 
 
-@pytest.fixture
-def undisturbed(tiny, run, tmp_path):
-    out = tmp_path / 'undisturbed'
+@pytest.fixture(scope='session')
+def undisturbed(tiny, run, tmp_path_factory):
+    """What tiny leaves when nothing happens to it; tests that write take a copy."""
+    out = tmp_path_factory.mktemp('undisturbed') / 'out'
     run(tiny, out)
     return out
 
@@ -233,6 +234,82 @@ def test_dask(tiny, run, tmp_path, undisturbed):
     assert_same(tmp_path / 'out', undisturbed)
 
 
+@pytest.mark.skipif(not importlib.util.find_spec('ray'), reason='Ray is not installed')
+def test_ray(tiny, run, tmp_path, undisturbed):
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        run(tiny, tmp_path / 'out', jobs=None, backend='ray')
+    finally:
+        ray.shutdown()
+    assert_same(tmp_path / 'out', undisturbed)
+
+
+# Pictures
+
+
+def test_pictures_do_not_depend_on_the_readers_style(undisturbed, pictures, tmp_path):
+    import matplotlib as mpl
+    from matplotlib import style
+    from PIL import Image
+
+    from normnotes.data import load_data
+
+    results, data = Results.load(undisturbed), load_data(pictures, pictures.parent / 'cache')
+    results.write(tmp_path / 'plain', data)
+    with mpl.rc_context():
+        style.use(['dark_background', {'font.size': 20, 'axes.grid': True}])
+        chosen = dict(mpl.rcParams)
+        results.write(tmp_path / 'dark', data)
+        assert dict(mpl.rcParams) == chosen  # and the reader's own figures stay as they were
+    names = {'loss.png', 'accuracy.png', 'misclassified_bn+l1.png', 'misclassified_gn.png'}
+    for name in names | {'results.csv', 'summary.csv', 'summary.md', 'mistakes.npz'}:
+        assert (tmp_path / 'plain' / name).read_bytes() == (tmp_path / 'dark' / name).read_bytes(), name
+    for name in names:
+        assert Image.open(tmp_path / 'dark' / name).convert('RGB').getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.fixture
+def finished_mnist(undisturbed, tmp_path, monkeypatch):
+    """A finished study whose images would have to be downloaded, on a machine without a network."""
+    out = tmp_path / 'out'
+    shutil.copytree(undisturbed, out)
+    for path in [out / 'study.json', *out.glob('runs/*/status.json')]:
+        about = json.loads(path.read_text(encoding='utf-8'))
+        (about['plan'] if 'plan' in about else about['study'])['data'] = 'mnist'
+        path.write_text(json.dumps(about), encoding='utf-8')
+
+    def no_network(*_, **__):
+        raise AssertionError('somebody reaches for the network')
+
+    monkeypatch.setattr('socket.socket.connect', no_network)
+    monkeypatch.setattr('socket.getaddrinfo', no_network)
+    return out
+
+
+def test_a_finished_study_downloads_nothing(finished_mnist, tmp_path):
+    study = read_study(finished_mnist)
+    with pytest.warns(UserWarning, match='mnist is not in .*empty; `normnotes data mnist` fetches it'):
+        results = run_study(study, finished_mnist, root=tmp_path / 'empty', jobs=1, progress='none')
+    assert not results.missing and (finished_mnist / 'accuracy.png').exists()
+    assert not list(finished_mnist.glob('misclassified*')) and not (tmp_path / 'empty').exists()
+
+
+def test_images_that_are_at_hand_are_used(finished_mnist, pictures, tmp_path):
+    from normnotes.data import _pack, load_data
+
+    cache = tmp_path / 'cache/mnist.safetensors'
+    cache.parent.mkdir()
+    cache.write_bytes(_pack(load_data(pictures, pictures.parent / 'cache'), ''))
+    study = read_study(finished_mnist)
+    run_study(study, finished_mnist, root=cache.parent, jobs=1, progress='none')
+    assert len(list(finished_mnist.glob('misclassified*'))) == 2
+    cache.write_bytes(cache.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match='the pictures of mistakes are not drawn'):
+        assert studies._at_hand('mnist', cache.parent) is None
+
+
 # What goes wrong
 
 
@@ -265,9 +342,9 @@ def test_a_run_that_fails_is_named_and_others_go_on(tiny, run, tmp_path, monkeyp
     assert not (tmp_path / 'runs/bn+l1-s0/error.txt').exists()
 
 
-@pytest.mark.parametrize('damage', ['cut', 'changed', 'empty'])
+@pytest.mark.parametrize('damage', ['cut', 'changed', 'empty', 'history'])
 def test_a_corrupt_checkpoint(tiny, pictures, run, tmp_path, damage, undisturbed, monkeypatch):
-    """Training goes on from the epoch before, or starts anew; the end is the same."""
+    """Training goes on from the epoch before, or starts anew; the end is the same. So it is if the table is damaged."""
     out, real = tmp_path / 'out', studies.fit
 
     def fit(model, data, config, on_epoch, **more):
@@ -286,7 +363,10 @@ def test_a_corrupt_checkpoint(tiny, pictures, run, tmp_path, damage, undisturbed
     good = path.read_bytes()
     changed = bytearray(good)
     changed[-5] ^= 1
-    path.write_bytes({'cut': good[: len(good) // 2], 'changed': bytes(changed), 'empty': b''}[damage])
+    if damage == 'history':
+        path.with_name('history.csv').write_bytes(b'epoch,test_acc\n\xff\x00,much\n')
+    else:
+        path.write_bytes({'cut': good[: len(good) // 2], 'changed': bytes(changed), 'empty': b''}[damage])
     run(tiny, out)
     assert_same(out, undisturbed)
 
@@ -335,16 +415,19 @@ def test_tables_without_runs_are_not_overwritten(run, tiny, undisturbed, tmp_pat
 
 
 def test_a_corrupt_study_file(run, tiny, tmp_path, undisturbed):
-    (undisturbed / 'study.json').write_text('{"study": {"naem": "x"}}', encoding='utf-8')
+    out = tmp_path / 'damaged'
+    shutil.copytree(undisturbed, out)
+    (out / 'study.json').write_text('{"study": {"naem": "x"}}', encoding='utf-8')
     with pytest.raises(StudyError, match=r"unknown key 'naem'.*did you mean 'name'.*finished runs are kept"):
-        run(tiny, undisturbed)
-    (undisturbed / 'study.json').write_text('{', encoding='utf-8')
+        run(tiny, out)
+    (out / 'study.json').write_text('{', encoding='utf-8')
     with pytest.raises(StudyError, match='delete it and run the study again'):
-        run(tiny, undisturbed)
-    (undisturbed / 'study.json').unlink()
-    first = (undisturbed / 'runs/gn-s0/status.json').stat().st_mtime_ns
-    run(tiny, undisturbed)
-    assert (undisturbed / 'runs/gn-s0/status.json').stat().st_mtime_ns == first
+        run(tiny, out)
+    (out / 'study.json').unlink()
+    first = (out / 'runs/gn-s0/status.json').stat().st_mtime_ns
+    run(tiny, out)
+    assert (out / 'runs/gn-s0/status.json').stat().st_mtime_ns == first
+    assert_same(out, undisturbed)
 
 
 @pytest.mark.parametrize('jobs', [1, 2])
@@ -392,14 +475,16 @@ def study_of(accuracies_a, accuracies_b, images=10_000):
     return Results(study, pd.DataFrame(rows))
 
 
-def claimed(effect, seeds, repeats=600, luck=0.1, noise=0.05):
+def claimed(effect, seeds, repeats=1000, luck=0.1, noise=0.05):
     """How often a verdict names the first variant, and the second; both share the luck of their seeds."""
     rng, right, wrong = np.random.default_rng(3), 0, 0
-    for _ in range(repeats):
+    for repeat in range(repeats):
         shared = 99 + luck * rng.standard_normal(seeds)
         a = shared + effect + noise * rng.standard_normal(seeds)
         b = shared + noise * rng.standard_normal(seeds)
-        verdict = study_of(a, b).compare('bn', 'ln').verdict
+        verdict = Comparison('bn', 'ln', 'test_acc', dict(enumerate(a - b))).verdict
+        if repeat < 3:  # and so it is for results
+            assert verdict == study_of(a, b).compare('bn', 'ln').verdict
         right += verdict.startswith('bn is better')
         wrong += verdict.startswith('ln is better')
     return right / repeats, wrong / repeats
