@@ -1,0 +1,89 @@
+"""Keep of a study's folder what a page of the book needs, and nothing else.
+
+    python benchmarks/store_study.py runs/mnist-norms nbs/results/mnist-norms
+    python benchmarks/store_study.py runs/cifar10-norms nbs/results/cifar10-norms \\
+        --as-data cifar10 --source 'CIFAR-10, a copy saved as JPEG'
+
+Takes the seeds that every variant has finished, complete or diverged, so that all differences stay paired; run it again
+when more are there. Writes study.json, results.csv, summary.csv, summary.md, mistakes.npz, and images.npz: the pixels
+of the test images that pages draw, which are the most confident and the first mistakes of each run and the images that
+all variants miss. The data set is found as always ($NORMNOTES_DATA).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from normnotes.data import DataSet, load_data, write_atomic
+from normnotes.plotting import missed_by_all, mistakes
+from normnotes.studies import Results, Variant, _run_folder, _write_arrays
+
+
+def whole_seeds(results: Results, as_data: str | None) -> Results:
+    "The seeds that every variant has finished"
+    unfinished = {seed for _, seed in results.missing}
+    whole = tuple(seed for seed in results.study.seeds if seed not in unfinished)
+    if not whole:
+        raise SystemExit(f'no seed is whole yet; missing: {results.missing}')
+    kept = results.only(results.study.change(seeds=whole))
+    kept.study = results.study.change(seeds=whole, data=as_data or results.study.data)
+    return kept
+
+
+def drawn_images(kept: Results, data: DataSet, most: int) -> np.ndarray:
+    "The numbers of the test images that a page may draw"
+    chosen: set[int] = set()
+
+    def keep(found: Sequence[int]) -> None:
+        chosen.update(int(number) for number in found[:most])
+
+    for evaluation in kept.evaluations.values():
+        assert (evaluation.labels == data.test.labels).all(), 'these runs had other test images'
+        keep(mistakes(evaluation))
+        keep(mistakes(evaluation, 'index')[:10])
+    everyone = {f'{variant} {seed}': e for (variant, seed), e in kept.evaluations.items()}
+    able = {name: e for name, e in everyone.items() if e.accuracy > 50}  # one that always says 0 gets every 0 right
+    groups = [everyone, able, *({n: e for n, e in able.items() if n.endswith(f' {s}')} for s in kept.study.seeds)]
+    for group in filter(None, groups):
+        keep(missed_by_all(group))
+    return np.array(sorted(chosen), dtype=np.int32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', type=Path, help='the folder of the study')
+    parser.add_argument('stored', type=Path, help='the folder for the pages, such as nbs/results/NAME')
+    parser.add_argument('--most', type=int, default=25, help='most mistakes of a run to keep the pixels of')
+    parser.add_argument('--weights', action='store_true', help='the weights of the first whole seed, too')
+    parser.add_argument('--as-data', help='the data set that an image folder is a copy of')
+    parser.add_argument('--source', help='what the images are, if not what the data set says of itself')
+    args = parser.parse_args()
+
+    results = Results.load(args.runs)
+    kept, data = whole_seeds(results, args.as_data), load_data(results.study.data)
+    made = json.loads((args.runs / 'study.json').read_text(encoding='utf-8'))['made_with']
+    made['data'] = args.source or data.source
+    args.stored.mkdir(parents=True, exist_ok=True)
+    about = {'study': kept.study.to_dict(), 'made_with': made}
+    write_atomic(args.stored / 'study.json', json.dumps(about, indent=1) + '\n')
+    kept.write(args.stored, figures=False)
+    image = drawn_images(kept, data, args.most)
+    _write_arrays(args.stored / 'images.npz', image=image, pixels=data.test.images[image].numpy(),
+                  classes=np.array(data.classes), mean=np.array(data.mean), std=np.array(data.std))
+    if args.weights:
+        for variant, seed in kept.evaluations:
+            if seed == kept.study.seeds[0]:
+                weights = _run_folder(args.runs, variant, seed) / 'weights.safetensors'
+                shutil.copy(weights, args.stored / f'{Variant.parse(variant).slug}.safetensors')
+    print(f'{kept.study.name}: seeds {kept.study.seeds} of {results.study.seeds}; {len(image)} images')
+    for path in sorted(args.stored.iterdir()):
+        print(f'{path.stat().st_size / 1e3:8.1f} kB  {path.name}')
+
+
+if __name__ == '__main__':
+    main()
