@@ -3,12 +3,15 @@
 
     python .ci/in_step.py
 
-Exports the package, cleans the notebooks, writes nbs/nbdev.yml from settings.ini and README.md from
-nbs/index.ipynb. Needs git and nbdev, but no Quarto. A tree that was in step is left untouched.
+Exports the package and cleans the notebooks; writes nbs/nbdev.yml from settings.ini, the Colab cells of the
+notebooks from settings.ini, nbs/reference/ from the package, and README.md from nbs/index.ipynb. Needs git and
+nbdev, but no Quarto. A tree that was in step is left untouched.
 """
 
 from __future__ import annotations
 
+import ast
+import configparser
 import json
 import os
 import re
@@ -21,6 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 README_NOTE = "<!-- Made from nbs/index.ipynb by .ci/in_step.py: edit the notebook. -->\n\n"
 
 
+def settings() -> dict[str, str]:
+    "settings.ini, where the owner and every other fact about the project stands."
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def repository() -> str:
+    return f"https://github.com/{settings()['user']}/{settings()['repo']}"
+
+
 def tree() -> str:
     "git's name for the content of the working tree: tracked and new files, the ignored ones left out."
     with tempfile.TemporaryDirectory() as folder:
@@ -30,6 +44,191 @@ def tree() -> str:
         return done.stdout.strip()
 
 
+def write(path: Path, text: str) -> None:
+    "Write a file if it is not so already."
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def read_cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def write_cells(path: Path, cells: list[dict]) -> None:
+    "A notebook as nbdev writes it."
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    write(path, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def cell(name: str, kind: str, source: str) -> dict:
+    code = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    return {"cell_type": kind, "id": name, "metadata": {}, "source": source.splitlines(keepends=True), **code}
+
+
+# The Colab cells
+
+
+def colab_cells(name: str) -> list[dict]:
+    "The two cells after a notebook's title: the badge, and what Colab has to run before the rest."
+    cfg = settings()
+    colab = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/nbs/{name}"
+    badge = (
+        f'<a class="colab" href="{colab}">'
+        '<img src="https://colab.research.google.com/assets/colab-badge.svg" alt="Open in Colab"></a>'
+    )
+    install = f"""#| hide
+#| eval: false
+# On Colab: fetch this book and install it, so that the cells below run from top to bottom.
+if 'google.colab' in str(get_ipython()):
+    %cd -q /content
+    !test -d {cfg["repo"]} || git clone -q --depth 1 -b {cfg["branch"]} {repository()}
+    %cd -q {cfg["repo"]}/nbs
+    %pip install -q '..[book]'"""
+    return [cell("colab", "markdown", badge), cell("colab-install", "code", install)]
+
+
+def colab_notebooks() -> list[Path]:
+    "The notebooks that a reader may want to run: chapters, experiments and recipes."
+    return sorted([*(ROOT / "nbs").glob("[0-9]*.ipynb"), *(ROOT / "nbs").glob("recipes.ipynb")])
+
+
+def write_colab_cells() -> None:
+    for path in colab_notebooks():
+        title, *rest = [c for c in read_cells(path) if not c.get("id", "").startswith("colab")]
+        new = [title, *colab_cells(path.name), *rest]
+        if new != read_cells(path):
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            text = json.dumps({**notebook, "cells": new}, indent=1, sort_keys=True, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+
+
+# The reference: a page for each module, and one with every name
+
+
+class Name:
+    "A public name of a module, as its source tells it."
+
+    def __init__(self, name: str, node: ast.stmt, comment: str):
+        self.name, self.node, self.comment = name, node, comment
+
+    @property
+    def about(self) -> str:
+        "Its one line: of the docstring; for a constant the comment on its first line, its keys, its type or its value."
+        if isinstance(self.node, (ast.FunctionDef, ast.ClassDef)):
+            return (ast.get_docstring(self.node) or "").split("\n")[0]
+        value = self.node.value
+        if isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
+            keys = [f"`{key.value}`" for key in value.keys]
+            return self.comment or ", ".join(keys[:6]) + ", …" * (len(keys) > 6)
+        said = getattr(self.node, "annotation", value)
+        return self.comment or f"`{ast.unparse(said)[:80]}`"
+
+    @property
+    def methods(self) -> list[str]:
+        "Public methods and properties that have a docstring."
+        body = self.node.body if isinstance(self.node, ast.ClassDef) else []
+        return [f.name for f in body if isinstance(f, ast.FunctionDef) and f.name[0] != "_" and ast.get_docstring(f)]
+
+
+def public_names(path: Path) -> list[Name]:
+    "What a module exports, in the order of its source."
+    text = path.read_text(encoding="utf-8")
+    lines, found, exported = text.split("\n"), [], []
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.append(Name(node.name, node, ""))
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id == "__all__":
+                exported = ast.literal_eval(node.value)
+            elif isinstance(target, ast.Name):
+                comment = re.search(r"  # (.*)$", lines[node.lineno - 1])
+                found.append(Name(target.id, node, comment[1] if comment else ""))
+    return [name for name in found if name.name in exported]
+
+
+def constant(name: Name, path: Path) -> str:
+    "The entry of a constant, which `show_doc` cannot show: its source, or the head of it."
+    lines = path.read_text(encoding="utf-8").split("\n")[name.node.lineno - 1 : name.node.end_lineno]
+    code = "\n".join(lines if len(lines) <= 24 else [*lines[:16], "    ..."])
+    where = f"{repository()}/blob/{settings()['branch']}/{path.relative_to(ROOT).as_posix()}#L{name.node.lineno}"
+    source = f'[source]({where}){{target="_blank" style="float:right; font-size:smaller"}}'
+    return f"---\n\n{source}\n\n## {name.name}\n\n```python\n{code}\n```"
+
+
+def imports(module: str, path: Path) -> list[dict]:
+    "The hidden cells of a page of the reference: `show_doc` looks up names that the module imports for types alone."
+    lines, names = [], []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            lines += [ast.unparse(line) for line in node.body]
+            names += [alias.name for line in node.body for alias in line.names]
+    lines = "\n".join(sorted([*lines, "from nbdev.showdoc import show_doc"]))
+    cells = [cell("imports", "code", f"#| hide\n{lines}\n\nfrom {path.parent.name} import {module}")]
+    if names:
+        known = "\n".join(f"{module}.{name} = {name}" for name in names)
+        cells.append(cell("types", "code", f"#| hide\n#| exec_doc\n{known}"))
+    return cells
+
+
+def write_reference() -> None:
+    "nbs/reference/ from the package."
+    folder, package, index = ROOT / "nbs/reference", ROOT / settings()["lib_path"], {}
+    for chapter in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+        sources = ["".join(c["source"]) for c in read_cells(chapter)]
+        title = sources[0].split("\n")[0].lstrip("# ")
+        module = next((m[1] for m in (re.match(r"#\| default_exp (\w+)", s) for s in sources) if m), None)
+        if not module:
+            continue
+        path, heading = package / f"{module}.py", f"{package.name}.{module}"
+        # nothing here for nbdev_test: the page holds no cell but show_doc
+        head = f"# {heading}\n\n> Every public name of the module\n\n- skip_exec: true"
+        about = f"Explained, built and tested in [{title}](../{chapter.name})."
+        cells = [cell("title", "markdown", head), cell("chapter", "markdown", about), *imports(module, path)]
+        rows = [f"## [{heading}]({module}.ipynb)", "", "| name | what it is |", "|------|-----------------|"]
+        seen: list[str] = []
+        for name in public_names(path):
+            anchor, about = name.name.lower(), name.about.replace("|", "\\|")
+            again = f"-{seen.count(anchor)}" if anchor in seen else ""  # as Pandoc tells `Augment` and `augment` apart
+            seen.append(anchor)
+            rows.append(f"| [{name.name}]({module}.ipynb#{anchor}{again}) | {about} |")
+            if isinstance(name.node, (ast.FunctionDef, ast.ClassDef)):
+                cells.append(cell(name.name, "code", f"show_doc({module}.{name.name}, title_level=2)"))
+            else:
+                cells.append(cell(name.name, "markdown", constant(name, path)))
+            for method in name.methods:
+                call = f"show_doc({module}.{name.name}.{method}, title_level=3)"
+                cells.append(cell(f"{name.name}-{method}", "code", call))
+        write_cells(folder / f"{module}.ipynb", cells)
+        index[module] = "\n".join(rows)
+    head = "# Every name\n\n> What the package exports, module by module"
+    about = "Each links to its signature, with a comment on every parameter, and from there to its source."
+    cells = [cell("title", "markdown", head), cell("about", "markdown", about)]
+    write_cells(folder / "names.ipynb", cells + [cell(m, "markdown", rows) for m, rows in index.items()])
+    for path in folder.glob("*.ipynb"):
+        if path.stem not in [*index, "names"]:
+            path.unlink()
+
+
+# The README
+
+
+def readme_badges() -> str:
+    "The badges at the top of the README, from settings.ini."
+    cfg, name = settings(), repository()
+    site, shields = cfg["doc_host"] + cfg["doc_baseurl"], "https://img.shields.io/badge"
+    tests = f"{name}/actions/workflows/test.yaml"
+    badges = [
+        f"[![Tests]({tests}/badge.svg?branch={cfg['branch']})]({tests})",
+        f"[![Read the book]({shields}/read-the_book-0072B2)]({site})",
+        f"![Python {cfg['min_python']} or newer]({shields}/python-{cfg['min_python']}%2B-0072B2)",
+        f"[![Licence: Apache 2.0]({shields}/licence-Apache_2.0-0072B2)](LICENSE)",
+    ]
+    return "\n".join(badges)
+
+
 def cell_markdown(cell: dict) -> str:
     "One cell of the front page as the Markdown that a code host shows."
     source = "".join(cell["source"])
@@ -37,7 +236,7 @@ def cell_markdown(cell: dict) -> str:
         if ":::" in source or "{{<" in source:
             raise SystemExit(f"nbs/index.ipynb: a code host cannot show Quarto's own syntax:\n{source}")
         # Links and pictures are relative to nbs/ there, to the top folder here.
-        return re.sub(r"(\]\(|src=\"|href=\")(?![a-z]+:|#|/)", r"\g<1>nbs/", source)
+        return re.sub(r"(\]\(|src=\"|srcset=\"|href=\")(?![a-z]+:|#|/)", r"\g<1>nbs/", source)
     options = dict(re.findall(r"^#\| *([\w-]+):? *(.*)$", source, flags=re.M))
     if "hide" in options:
         return ""
@@ -55,12 +254,9 @@ def cell_markdown(cell: dict) -> str:
 
 def write_readme() -> None:
     "README.md from nbs/index.ipynb."
-    notebook = json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))
-    cells = [cell_markdown(cell) for cell in notebook["cells"]]
-    text = README_NOTE + "\n\n".join(cell for cell in cells if cell) + "\n"
+    title, *cells = [cell_markdown(c) for c in read_cells(ROOT / "nbs/index.ipynb")]
     path = ROOT / "README.md"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    write(path, README_NOTE + "\n\n".join([title, readme_badges(), *filter(None, cells)]) + "\n")
     path.touch()  # never older than the notebook: nbdev_docs then leaves it as it is
 
 
@@ -71,13 +267,15 @@ def main() -> int:
     from nbdev.quarto import refresh_quarto_yml
 
     before = tree()
+    write_colab_cells()
     nbdev_export.__wrapped__()
+    write_reference()
     nbdev_clean.__wrapped__()
     refresh_quarto_yml()
     write_readme()
     after = tree()
     if before == after:
-        print("in step: package, notebooks, nbdev.yml and README")
+        print("in step: package, notebooks, reference, nbdev.yml and README")
         return 0
     changed = subprocess.run(["git", "diff", "--stat", before, after], check=True, capture_output=True, text=True)
     print(f"These were not in step, and now are; look at them and commit:\n{changed.stdout}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The house holds: a broken notebook, a drifted file or a second home for a fact is noticed."""
 
 import configparser
+import importlib.util
 import json
 import os
 import re
@@ -51,7 +52,7 @@ def house(tmp_path, root, run_python):
 
 
 def nbdev_test(house):
-    return house("-c", "from nbdev.test import nbdev_test; nbdev_test.__wrapped__()")
+    return house("-c", "from nbdev.test import nbdev_test; nbdev_test.__wrapped__('nbs/00_tiny.ipynb')")
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -82,8 +83,10 @@ def test_a_failing_cell_fails_nbdev_test(house):
         ("nbs/00_tiny.ipynb", '"execution_count": null', '"execution_count": 7'),
         ("README.md", "# normnotes", "# normnote"),
         ("nbs/nbdev.yml", "website:", "website:  # by hand"),
+        ("nbs/00_tiny.ipynb", "Open in Colab", "Open in Kolab"),
+        ("nbs/reference/tiny.ipynb", "show_doc(tiny.two", "show_doc(tiny.three"),
     ],
-    ids=["edited module", "execution counts", "edited README", "edited nbdev.yml"],
+    ids=["module", "execution counts", "README", "nbdev.yml", "Colab badge", "reference"],
 )
 def test_a_drifted_file_is_named_and_mended(house, name, old, new):
     right = (house.path / name).read_text(encoding="utf-8")
@@ -111,17 +114,55 @@ def test_settings_are_flat_and_complete(root):
     assert "pkg_resources" not in (root / "setup.py").read_text(encoding="utf-8")
 
 
-def test_owner_and_host_stand_in_settings_alone(root):
-    "A fork changes settings.ini and nothing else; nbdev derives the two generated files from it."
+@pytest.fixture
+def in_step(root):
+    "The script .ci/in_step.py as a module."
+    spec = importlib.util.spec_from_file_location("in_step", root / ".ci/in_step.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+OWNER = r"(github|githubusercontent)\.com/{0}|{0}\.github\.io|google\.com/github/{0}"
+
+
+def written_by_hand(path: Path, name: str, in_step) -> str:
+    "A file without the lines and cells that in_step.py writes into it, and they are only left out if they are exact."
+    text = path.read_text(encoding="utf-8", errors="ignore")
+    if name == "README.md":
+        return text.replace(in_step.readme_badges(), "", 1)
+    if name.startswith("nbs/reference/"):  # made as a whole; the owner stands in the source links of constants
+        return re.sub(r'^ *"\[source\]\([^)]*\)\{.*$', "", text, flags=re.M)
+    if name.startswith("nbs/") and name.endswith(".ipynb"):
+        made = in_step.colab_cells(Path(name).name)
+        return json.dumps([cell for cell in json.loads(text)["cells"] if cell not in made])
+    return text
+
+
+def test_owner_and_host_stand_in_settings_alone(root, in_step):
+    "A fork changes settings.ini and nothing else; what is generated follows."
     generated = {"settings.ini", "normnotes/_modidx.py", "nbs/nbdev.yml"}
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
     )
-    owner = re.compile(r"github\.com/normnotes|normnotes\.github\.io|githubusercontent\.com/normnotes")
     names = [n for n in listed.stdout.split("\n") if n and n not in generated and (root / n).is_file()]
     assert len(names) > 10
-    holders = [n for n in names if owner.search((root / n).read_text(encoding="utf-8", errors="ignore"))]
+    owner = re.compile(OWNER.format("normnotes"))
+    holders = [n for n in names if owner.search(written_by_hand(root / n, n, in_step))]
     assert holders == []
+
+
+def test_a_fork_changes_settings_alone(house):
+    edit(house.path / "settings.ini", "user = normnotes", "user = somebody")
+    edit(house.path / "settings.ini", "doc_host = https://normnotes", "doc_host = https://somebody")
+    done = house(".ci/in_step.py")
+    assert done.returncode == 1
+    old, new = (re.compile(OWNER.format(name)) for name in ("normnotes", "somebody"))
+    texts = {p.relative_to(house.path).as_posix(): p.read_text(encoding="utf-8", errors="ignore")
+             for p in house.path.rglob("*.*") if p.is_file() and ".git" not in p.parts}  # fmt: skip
+    assert [name for name, text in texts.items() if old.search(text)] == []
+    holders = {name for name, text in texts.items() if new.search(text)}
+    assert {"README.md", "nbs/00_tiny.ipynb", "nbs/nbdev.yml", "normnotes/_modidx.py"} <= holders
 
 
 def test_readme_opens_with_two_one_line_commands(root):
