@@ -306,8 +306,8 @@ def _idx_files(kind: str) -> tuple[str, ...]:
     return tuple(f'{kind}/raw/{part}-{what}-ubyte.gz' for part in ('train', 't10k')
                  for what in ('images-idx3', 'labels-idx1'))
 
-# %% ../nbs/02_data.ipynb #84694655
-DATASETS: dict[str, Entry] = {
+# %% ../nbs/02_data.ipynb #41ad0525
+DATASETS: dict[str, Entry] = {  # what `load_data` knows by name
     'digits': Entry(_read_digits, cached=False),
     'mnist': _from_torchvision('mnist', 'MNIST', _idx_files('MNIST')),
     'fashion-mnist': _from_torchvision('fashion-mnist', 'FashionMNIST', _idx_files('FashionMNIST')),
@@ -584,7 +584,7 @@ def hue(
     k = (place[:, None] + torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)) % 6
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
-# %% ../nbs/02_data.ipynb #47dc72b8
+# %% ../nbs/02_data.ipynb #68e8e52b
 @dataclass(frozen=True)
 class Augment:
     "What may happen to a training image, and how strongly."
@@ -631,7 +631,7 @@ class Augment:
                              f"or strengths such as 'rotate=7,flip' of {', '.join(known)}")
         return cls(**{name: known[name](value) for name, value in values.items()})
 
-AUGMENTS = {
+AUGMENTS = {  # augmentations by name
     'none': Augment(),
     'light': Augment(rotate=7, shift=2, scale=.05),  # for digits
     'cifar': Augment(pad=4, flip=True),  # for small photographs

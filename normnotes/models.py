@@ -82,8 +82,8 @@ def table(
     "The rows of an architecture."
     return rows
 
-# %% ../nbs/03_models.ipynb #80152dc0
-ARCHS: dict[str, Arch] = {
+# %% ../nbs/03_models.ipynb #83f649d9
+ARCHS: dict[str, Arch] = {  # the tables of the networks, by name
     'eva4': Arch(table(
         C1=conv(10), C2=conv(16), c3=point(10), P1=pool(),
         C4=conv(16), C5=conv(16), c6=point(16), P2=pool(),
@@ -237,8 +237,8 @@ def _check_images(x: Tensor, name: str, channels: int, smallest: int) -> None:
         raise TypeError(f'{name} takes floating point images and got {x.dtype}; '
                         'bring them to zero mean and unit spread first (normnotes.data.normalize)')
 
-# %% ../nbs/03_models.ipynb #e57e2e2a
-Norm = str | Callable[[int], nn.Module]
+# %% ../nbs/03_models.ipynb #5f654e70
+Norm = str | Callable[[int], nn.Module]  # a name, or what makes a layer for so many channels
 
 
 def _split_norm(norm: Norm, groups: int | None) -> tuple[Norm, int | None]:
@@ -609,8 +609,8 @@ def load(
                          f'version, {__version__}, cannot build ({error}); a newer normnotes may') from error
     return model.to(device).eval()
 
-# %% ../nbs/03_models.ipynb #88a943d1
-MODELS: dict[str, tuple[type[TableNet], str]] = {
+# %% ../nbs/03_models.ipynb #de11acb2
+MODELS: dict[str, tuple[type[TableNet], str]] = {  # what `make_model` knows by name
     'net': (Net, 'eva4'),
     'net-eva8': (Net, 'eva8'),
     'net-norm-first': (Net, 'eva4-norm-first'),

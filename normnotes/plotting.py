@@ -570,8 +570,8 @@ def plot_loss(
     "Loss of all variants together: test solid, training dashed."
     return plot_curves(history, 'loss', **options)
 
-# %% ../nbs/05_plotting.ipynb #dd4b1d2f
-ORDERS = {'confident': 'most confident first', 'index': 'in the order of the test set'}
+# %% ../nbs/05_plotting.ipynb #9f72379f
+ORDERS = {'confident': 'most confident first', 'index': 'in the order of the test set'}  # of mistakes
 
 
 def mistakes(
@@ -846,8 +846,8 @@ def layer_sparsity(
             rows.append((variant, layer, len(values), near, 100 * near / len(values)))
     return pd.DataFrame(rows, columns=['variant', 'layer', 'weights', 'near_zero', 'share'])
 
-# %% ../nbs/05_plotting.ipynb #4bfb7ff6
-STATS = {'std': 'standard deviation', 'mean': 'mean', 'zeros': 'zeros (%)'}
+# %% ../nbs/05_plotting.ipynb #cf4ddfe6
+STATS = {'std': 'standard deviation', 'mean': 'mean', 'zeros': 'zeros (%)'}  # what is recorded of a layer's output
 # from the image to the logits, seen on white and on black
 _DEPTH = LinearSegmentedColormap.from_list('depth', ['#3B7DD8', '#9B5FC0', '#D1495B', '#E08E1B'])
 

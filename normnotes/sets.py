@@ -195,8 +195,8 @@ def four_images() -> Tensor:  # float32, shape (4, 4, 2, 2): images, channels, r
     bright, dark = bright_dark[..., None, None].unbind(2)  # each (4, 4, 1, 1)
     return torch.where(shapes[:, None] == 1, bright, dark)
 
-# %% ../nbs/00_sets.ipynb #38a244e6
-NORM_KINDS = {
+# %% ../nbs/00_sets.ipynb #06427f5e
+NORM_KINDS = {  # every norm of the book, and its full name
     'bn': 'batch',  # one set per channel, over all images
     'ln': 'layer',  # one set per image
     'gn': 'group',  # one set per image and group of channels

@@ -397,7 +397,7 @@ def holm(
         adjusted[i] = worst
     return adjusted
 
-# %% ../nbs/06_studies.ipynb #08af625a
+# %% ../nbs/06_studies.ipynb #62234577
 class StudyError(RuntimeError):
     "A study that cannot go on; the message says why, and the way out"
 
@@ -409,7 +409,9 @@ def _cannot_write(where: Path, error: OSError) -> str:
     return f'cannot write to {where}: {error.strerror or error}; mend that or choose another folder, {_KEPT}'
 
 
-COLUMNS = ('variant', 'seed', 'epoch', 'train_loss', 'train_acc', 'penalty', 'test_loss', 'test_acc', 'lr', 'seconds')
+COLUMNS = (  # of results.csv, a row for each variant, seed and epoch
+    'variant', 'seed', 'epoch', 'train_loss', 'train_acc', 'penalty', 'test_loss', 'test_acc', 'lr', 'seconds'
+)
 _FILES = ('history.csv', 'evaluation.npz', 'weights.safetensors')  # of a finished run
 
 
@@ -969,7 +971,7 @@ def _worker_deaths() -> tuple[type[BaseException], ...]:
 
     return BrokenProcessPool, TerminatedWorkerError
 
-# %% ../nbs/06_studies.ipynb #f80eb040
+# %% ../nbs/06_studies.ipynb #02ec87ea
 @dataclass(frozen=True)
 class Measure:
     "A number that a run's history is boiled down to"
@@ -991,7 +993,7 @@ def _largest_rise(rows: pd.DataFrame) -> float:
     return float(max(0.0, loss.diff().max())) if len(loss) > 1 else 0.0
 
 
-MEASURES: dict[str, Measure] = {
+MEASURES: dict[str, Measure] = {  # what variants can be compared by
     'test_acc': Measure(_last('test_acc'), 'test accuracy', 'points', 'higher'),
     'train_acc': Measure(_last('train_acc'), 'training accuracy', 'points', 'higher'),
     'test_loss': Measure(_last('test_loss'), 'test loss', '', 'lower', 4),
@@ -1521,7 +1523,7 @@ class Finding:
     verdict: str  # 'holds', 'does not hold', 'cannot be told' or 'not tested'; with a reservation, if there is one
     effect: str  # each difference with its 95 % interval
 
-# %% ../nbs/06_studies.ipynb #9a20aea3
+# %% ../nbs/06_studies.ipynb #74dacf03
 def _rate(batch_size: int) -> float:
     return TrainConfig.lr * batch_size / TrainConfig.batch_size
 
@@ -1531,7 +1533,7 @@ def _scaled(norm: str, batch_size: int) -> str:
     return f'{norm}@batch_size={batch_size}@lr={_number_text(_rate(batch_size))}'
 
 
-STUDIES: dict[str, Study] = {
+STUDIES: dict[str, Study] = {  # the studies of the book
     s.name: s
     for s in (
         Study(
@@ -1690,8 +1692,8 @@ def get_studies(
     groups = dict.fromkeys(key.split('/')[0] for key in STUDIES)
     raise ValueError(f'unknown study {name!r}{_closest(name, [*groups, *(k for k in STUDIES if "/" in k)])}')
 
-# %% ../nbs/06_studies.ipynb #afff7774
-CLAIMS: tuple[Claim, ...] = (
+# %% ../nbs/06_studies.ipynb #3168fb01
+CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what tests it
     Claim(
         'EVA6',
         'group norm is ahead of layer norm and of batch norm with L1 (99.52, 99.46, 99.48)',
