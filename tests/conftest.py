@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch loads: the tests r
 import functools
 import http.server
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so, and every child inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
