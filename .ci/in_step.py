@@ -55,11 +55,16 @@ def read_cells(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def write_cells(path: Path, cells: list[dict]) -> None:
+def write_notebook(path: Path, notebook: dict) -> None:
     "A notebook as nbdev writes it."
-    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     write(path, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_cells(path: Path, cells: list[dict]) -> None:
+    "A notebook of these cells."
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel}
+    write_notebook(path, {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 
 def cell(name: str, kind: str, source: str) -> dict:
@@ -96,12 +101,9 @@ def colab_notebooks() -> list[Path]:
 
 def write_colab_cells() -> None:
     for path in colab_notebooks():
-        title, *rest = [c for c in read_cells(path) if not c.get("id", "").startswith("colab")]
-        new = [title, *colab_cells(path.name), *rest]
-        if new != read_cells(path):
-            notebook = json.loads(path.read_text(encoding="utf-8"))
-            text = json.dumps({**notebook, "cells": new}, indent=1, sort_keys=True, ensure_ascii=False)
-            path.write_text(text + "\n", encoding="utf-8")
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        title, *rest = [c for c in notebook["cells"] if not c.get("id", "").startswith("colab")]
+        write_notebook(path, {**notebook, "cells": [title, *colab_cells(path.name), *rest]})
 
 
 # The reference: a page for each module, and one with every name
