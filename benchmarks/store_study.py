@@ -30,9 +30,7 @@ def whole_seeds(results: Results, as_data: str | None) -> Results:
     whole = tuple(seed for seed in results.study.seeds if seed not in unfinished)
     if not whole:
         raise SystemExit(f'no seed is whole yet; missing: {results.missing}')
-    kept = results.only(results.study.change(seeds=whole))
-    kept.study = results.study.change(seeds=whole, data=as_data or results.study.data)
-    return kept
+    return results.only(results.study.change(seeds=whole, data=as_data or results.study.data))
 
 
 def drawn_images(kept: Results, data: DataSet, most: int) -> np.ndarray:
