@@ -82,7 +82,7 @@ def table(
     "The rows of an architecture."
     return rows
 
-# %% ../nbs/03_models.ipynb #83f649d9
+# %% ../nbs/03_models.ipynb #8e22c18e
 ARCHS: dict[str, Arch] = {  # the tables of the networks, by name
     'eva4': Arch(table(
         C1=conv(10), C2=conv(16), c3=point(10), P1=pool(),
@@ -101,9 +101,10 @@ ARCHS: dict[str, Arch] = {  # the tables of the networks, by name
         dropout=0.03, input_shape=(3, 32, 32)),
 
     'shape': Arch(table(
-        C1=conv(12, 'norm relu'), C2=conv(16, 'norm relu'), c3=point(16), P1=pool(),
-        C3=conv(32, 'norm relu'), C4=conv(32, 'norm relu'), C5=conv(32, 'norm relu', add='C3'), c6=point(16), P2=pool(),
-        C7=conv(32, 'norm relu'), C8=conv(32, 'norm relu'), C9=conv(32, 'norm relu', add='C7'),
+        C1=conv(16, 'relu norm'), C2=conv(16, 'relu norm'), c3=point(16, 'relu norm'), P1=pool(),
+        C3=conv(28, 'relu norm'), C4=conv(28, 'relu norm'), C5=conv(28, 'relu norm', add='C3'),
+        c6=point(24, 'relu norm'), P2=pool(),
+        C7=conv(32, 'relu norm'), C8=conv(32, 'relu norm'), C9=conv(32, 'norm relu', add='C7'),
         GAP=average(), C10=point(0)), input_shape=(3, 32, 32)),
 }
 
