@@ -584,7 +584,7 @@ def hue(
     k = (place[:, None] + torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)) % 6
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
-# %% ../nbs/02_data.ipynb #68e8e52b
+# %% ../nbs/02_data.ipynb #6de7199e
 @dataclass(frozen=True)
 class Augment:
     "What may happen to a training image, and how strongly."
@@ -635,7 +635,7 @@ AUGMENTS = {  # augmentations by name
     'none': Augment(),
     'light': Augment(rotate=7, shift=2, scale=.05),  # for digits
     'cifar': Augment(pad=4, flip=True),  # for small photographs
-    'eva6': Augment(rotate=7, brightness=.1, contrast=.1, saturation=.1, hue=.1),  # rotation and colour jitter
+    'eva6': Augment(rotate=7, brightness=.4, contrast=.4, saturation=.4, hue=.1),  # rotation and colour jitter
 }
 
 # %% ../nbs/02_data.ipynb #b3e9285f

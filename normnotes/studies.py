@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'SUITS', 'COLUMNS', 'MEASURES', 'STUDIES', 'CLAIMS', 'sampling_error', 'Variant', 'Study', 'Estimate',
            'estimate', 'mcnemar', 'seeds_needed', 'holm', 'StudyError', 'lock', 'read_study', 'find_studies',
-           'default_jobs', 'run_study', 'Measure', 'Comparison', 'Results', 'Claim', 'Finding', 'get_studies']
+           'default_jobs', 'run_study', 'Measure', 'Comparison', 'Results', 'Claim', 'Finding', 'get_studies',
+           'claims_table']
 
-# %% ../nbs/06_studies.ipynb #8d9ada19
+# %% ../nbs/06_studies.ipynb #3154b01f
 import contextlib
 import csv
 import difflib
@@ -38,7 +39,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from .data import DATASETS, DataSet, _unpack, data_folder, load_data, write_atomic
+from .data import DATASETS, DataSet, Split, _unpack, data_folder, load_data, write_atomic
 from .models import MODELS, make_model, save
 from .sets import norm_kind
 from .training import DivergedError, Evaluation, TrainConfig, fit
@@ -1175,7 +1176,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #ff778cd1
+# %% ../nbs/06_studies.ipynb #be9c45cd
 class Results:
     "What the runs of a study gave"
 
@@ -1232,6 +1233,49 @@ class Results:
         "The (variant, seed) of runs that are not finished"
         there = set(zip(self.history.variant, self.history.seed, strict=True))
         return [run for run in self.study.runs() if run not in there]
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        "Machine, versions and data, as study.json tells them"
+        if self.folder is None:
+            raise ValueError('these results are not from a folder, so nothing is known of how they were made')
+        return json.loads((self.folder / 'study.json').read_text(encoding='utf-8')).get('made_with', {})
+
+    @property
+    def told(self) -> str:
+        "A sentence on where and how fast it was measured; the quickest epochs count, as runs may have been disturbed"
+        made, nets = self.made_with, self.history.groupby(['variant', 'seed'])
+        quickest = self.history.groupby('variant').seconds.min()
+        total = sum(len(rows) * quickest[variant] for (variant, _), rows in nets)
+        where = made['gpu'] or f'a CPU ({made["machine"]}, {made["cpus"]} cores)'
+        every = f'{total / 3600:.1f} hours' if total >= 5400 else f'{total / 60:.0f} minutes'
+        return (
+            f'Measured on {where} with Python {made["python"]} and torch {made["torch"]}: the quickest epoch took '
+            f'{quickest.min():.1f} seconds; at such a pace all {len(nets)} nets take {every}.'
+        )
+
+    @property
+    def fingerprints(self) -> str:
+        "A line for each file of results in the folder: its name and the beginning of its SHA-256"
+        if self.folder is None:
+            raise ValueError('these results are not from a folder, so there are no files')
+        return '\n'.join(
+            f'{self.study.name}/{name} {hashlib.sha256((self.folder / name).read_bytes()).hexdigest()[:16]}'
+            for name in ('results.csv', 'mistakes.npz')
+        )
+
+    def images(self) -> DataSet:
+        "The test images that figures need, where the folder keeps them: all others are black"
+        path = (self.folder or Path()) / 'images.npz'
+        if self.folder is None or not path.exists():
+            raise StudyError(f'{self.folder} keeps no images; load_data({self.study.data!r}) has them all')
+        labels = next(iter(self.evaluations.values())).labels
+        with np.load(path) as kept:
+            pixels = torch.zeros(len(labels), *kept['pixels'].shape[1:], dtype=torch.uint8)
+            pixels[torch.from_numpy(kept['image']).long()] = torch.from_numpy(kept['pixels'])
+            classes, mean, std = tuple(kept['classes'].tolist()), tuple(kept['mean']), tuple(kept['std'])
+        test = Split(pixels, labels)
+        return DataSet(self.study.data, test[:0], test, classes, mean, std, 'the images that some figure shows')
 
     @property
     def step(self) -> float:
@@ -1421,6 +1465,107 @@ class Results:
         except OSError as error:
             raise StudyError(_cannot_write(out, error)) from None
 
+    def plot_seeds(
+        self,
+        reach: float = 1.0,  # variants this many points below the best are named, not drawn
+        ax: Any = None,  # where to draw; a new figure unless given
+    ) -> Any:  # the figure
+        "The test accuracy of every seed of every variant, and the mean with its 95 % interval"
+        from normnotes.plotting import _new_axes, variant_style
+
+        values, rows = self.values(), self.summary().set_index('variant')
+        means = values.mean()
+        shown = [v for v in values if means[v] > means.max() - reach]
+        fig, (panel, *_) = _new_axes(ax, 1, 1, (7, 3.2))
+        for place, variant in enumerate(shown):
+            style, row = variant_style(variant) | {'linestyle': 'none'}, rows.loc[variant]
+            across = min(0.06, 0.4 / len(values))
+            panel.plot(place - 0.25 + across * np.arange(len(values)), values[variant], **style, markersize=6)
+            bars = [[row.test_acc - row.low], [row.high - row.test_acc]] if row.seeds > 1 else None
+            panel.errorbar(
+                place + 0.25, row.test_acc, yerr=bars, color=style['color'], marker='_', markersize=14, capsize=4
+            )
+        below = [f'{v} ({means[v]:.2f} %)' if math.isfinite(means[v]) else f'{v} (diverged)'
+                 for v in values if v not in shown]
+        further = f'; further down and not drawn: {", ".join(below)}' if below else ''
+        panel.set(xticks=range(len(shown)), xticklabels=shown, xlim=(-0.6, max(len(shown), 1) - 0.4))
+        panel.set_ylabel('test accuracy (%)')
+        title = f'marks: seeds; bar: mean and 95 % interval{further}'
+        panel.set_title(title, fontsize=9, fontweight='normal', loc='left')
+        return fig
+
+    def plot_differences(
+        self,
+        pairs: Sequence[tuple[str, str]] | None = None,  # of variants; every pair unless given
+        measure: str = 'test_acc',  # a name of `MEASURES`
+        ax: Any = None,  # where to draw; a new figure unless given
+    ) -> Any:  # the figure
+        "The mean difference of each pair with its 95 % interval, and the seeds one by one"
+        from normnotes.plotting import _new_axes
+
+        found = self.comparisons(measure) if pairs is None else [self.compare(a, b, measure) for a, b in pairs]
+        fig, (panel, *_) = _new_axes(ax, 1, 1, (7, 0.8 + 0.42 * len(found)))
+        for place, c in enumerate(found):
+            color = '#0072B2' if c.differs else '#555555'
+            panel.plot(list(c.differences.values()), [place + 0.18] * len(c.differences), '.', color=color, alpha=0.6)
+            if c.effect.n > 1:
+                width = 2.5 if c.differs else 1.2
+                panel.plot([c.effect.low, c.effect.high], [place, place], color=color, linewidth=width)
+            panel.plot(c.effect.mean, place, marker='o' if c.differs else 'x', color=color)
+        panel.axvline(0, color='#555555', linewidth=1, linestyle='--')
+        m = _measure(measure)
+        panel.set(yticks=range(len(found)), yticklabels=[f'{c.a} minus {c.b}' for c in found])
+        panel.set(xlabel=f'difference in {m.label}' + f' ({m.unit})' * bool(m.unit), ylim=(len(found) - 0.5, -0.5))
+        return fig
+
+    def sweep(
+        self,
+        key: str,  # what is swept: 'l1', 'l2', or a setting such as 'batch_size'
+        measure: str = 'test_acc',  # a name of `MEASURES`
+    ) -> pd.DataFrame:  # a row per variant and seed: norm, the setting, seed, the measure; sorted
+        "One number per run, by norm and by the value of one setting"
+        numbers = [k for k, v in self.study.train.to_dict().items() if type(v) in (int, float) and k != 'seed']
+        if key not in numbers:
+            raise ValueError(f'{key!r} is no setting with a number{_closest(key, numbers)}')
+        values, rows = self.values(measure), []
+        for variant in self.study.variants:
+            v = Variant.parse(variant)
+            value = getattr(self.study.config(v, self.study.seeds[0]), key)
+            rows += [{'norm': v.model_norm, key: value, 'seed': s, measure: y} for s, y in values[variant].items()]
+        order = list(dict.fromkeys(row['norm'] for row in rows))
+        table = pd.DataFrame(rows).sort_values([key, 'seed'], kind='stable')
+        return table.sort_values('norm', key=lambda column: column.map(order.index), kind='stable', ignore_index=True)
+
+    def plot_sweep(
+        self,
+        key: str,  # what is swept: 'l1', 'l2', or a setting such as 'batch_size'
+        label: str | None = None,  # of the axis; the name of the setting unless given
+        ax: Any = None,  # where to draw; a new figure unless given
+    ) -> Any:  # the figure
+        "The test error of each norm against one setting: marks are seeds, lines go through the means"
+        from normnotes.plotting import _new_axes, variant_style
+
+        table = self.sweep(key).assign(error=lambda t: 100 - t.test_acc)
+        ticks = sorted(table[key].unique())
+        fig, (panel, *_) = _new_axes(ax, 1, 1, (7, 3.6))
+        norms = list(table.norm.unique())
+        for number, norm in enumerate(norms):
+            rows, style = table[table.norm == norm], variant_style(norm)
+            beside = 0.12 * (number - (len(norms) - 1) / 2)  # the marks of the norms stand side by side
+            places = rows[key].map(ticks.index) + beside
+            style['linestyle'] = 'none'
+            panel.plot(places, rows.error.clip(lower=self.step), **style, markersize=4, alpha=0.6)
+            means = rows.groupby(key).error.mean().clip(lower=self.step)
+            style['linestyle'] = ['-', '--', ':', '-.'][number % 4]
+            panel.plot([ticks.index(x) + beside for x in means.index], means, **style, markersize=7, label=norm)
+        panel.set_yscale('log')
+        panel.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+        panel.yaxis.set_minor_formatter(lambda value, _: f'{value:g}' if f'{value:.0e}'[0] in '25' else '')
+        panel.set(xticks=range(len(ticks)), xticklabels=[_number_text(float(x)) for x in ticks])
+        panel.set(xlabel=label or key, ylabel='test error (%)')
+        panel.legend(frameon=False)
+        return fig
+
     def _write_figures(self, out: Path, data: DataSet | None) -> list[Path]:
         import matplotlib as mpl
 
@@ -1523,7 +1668,7 @@ class Finding:
     verdict: str  # 'holds', 'does not hold', 'cannot be told' or 'not tested'; with a reservation, if there is one
     effect: str  # each difference with its 95 % interval
 
-# %% ../nbs/06_studies.ipynb #74dacf03
+# %% ../nbs/06_studies.ipynb #846f0349
 def _rate(batch_size: int) -> float:
     return TrainConfig.lr * batch_size / TrainConfig.batch_size
 
@@ -1547,27 +1692,36 @@ STUDIES: dict[str, Study] = {  # the studies of the book
         Study(
             'mnist-norms-eva6',
             'mnist',
-            variants=('bn+l1', 'ln', 'gn', 'bn', 'none'),
-            seeds=(0, 1, 2, 3, 4),
+            variants=('bn+l1', 'ln', 'gn'),
+            seeds=(0, 1, 2),
             train=TrainConfig(epochs=20, augment='eva6'),
-            note='The same with the rotation and colour jitter of the originals.',
+            note='The three published variants with the rotation and colour jitter of EVA6.',
         ),
         Study(
             'mnist-penalties',
             'mnist',
             variants=('bn', 'bn+l1', 'bn+l2', 'bn+l1+l2'),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=40, batch_size=32, lr=_rate(32)),
+            train=TrainConfig(epochs=40, batch_size=32, lr=_rate(32), amp='auto'),
             note='What do L1, L2 and both do, all else equal?',
         ),
         Study(
             'cifar10-norms',
             'cifar10',
             'cifarnet',
-            variants=('bn', 'ln', 'gn'),
+            variants=('bn+l2', 'ln+l2', 'gn+l2'),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=20, augment='cifar'),
+            train=TrainConfig(epochs=20, lr=0.2, augment='cifar', amp='auto'),
             note='The three norms on CIFAR-10, with under 50,000 parameters.',
+        ),
+        Study(
+            'cifar10-small',
+            'cifar10',
+            'cifarnet-era',
+            variants=('bn+l2', 'ln+l2', 'gn+l2'),
+            seeds=(0, 1, 2),
+            train=TrainConfig(epochs=20, lr=0.2, augment='cifar', amp='auto'),
+            note='What the net of ERA-V1 session 8 could have had: 29,472 parameters, L2 in place of L1.',
         ),
         Study(
             'batch-size',
@@ -1576,7 +1730,7 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 _scaled(norm, size) for size in (2, 4, 8, 16, 32, 64, 128, 256) for norm in ('bn', 'ln', 'gn')
             ),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=5),
+            train=TrainConfig(epochs=3),
             note='Where does batch norm break? Half the images in a batch go with half the learning rate.',
         ),
         Study(
@@ -1588,7 +1742,7 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 for norm in ('bn', 'ln', 'gn')
             ),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=5),
+            train=TrainConfig(epochs=3),
             note='From harmless to collapse: how much L1 does each norm bear?',
         ),
         Study(
@@ -1600,8 +1754,19 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 for norm in ('bn', 'ln', 'gn')
             ),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=5),
+            train=TrainConfig(epochs=3),
             note='The same for L2, at the strengths that one original tried.',
+        ),
+        Study(
+            'norm-collapse',
+            variants=tuple(
+                norm + f'@lr={_number_text(rate)}' * (rate != 0.1)
+                for rate in (0.05, 0.1, 0.2, 0.4)
+                for norm in ('bn', 'ln', 'gn')
+            ),
+            seeds=tuple(range(10)),
+            train=TrainConfig(epochs=20, batch_size=32),
+            note='At which learning rate does a norm stop learning for good, and how often? On the digits.',
         ),
         Study(
             'as-published/eva6',
@@ -1615,7 +1780,7 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 lr=0.015,
                 schedule='one-cycle',
                 nesterov=False,
-                augment='rotate=7,brightness=0.4,contrast=0.4,saturation=0.4,hue=0.1',
+                augment='eva6',
                 penalize='all',
             ),
             note='EVA6: batch 64, one-cycle to 0.015, colour jitter 0.4, 0.4, 0.4, 0.1, one seed. Not copied: its net; '
@@ -1692,7 +1857,7 @@ def get_studies(
     groups = dict.fromkeys(key.split('/')[0] for key in STUDIES)
     raise ValueError(f'unknown study {name!r}{_closest(name, [*groups, *(k for k in STUDIES if "/" in k)])}')
 
-# %% ../nbs/06_studies.ipynb #3168fb01
+# %% ../nbs/06_studies.ipynb #aa3f87a6
 CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what tests it
     Claim(
         'EVA6',
@@ -1714,7 +1879,7 @@ CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what tests it
     Claim('EVA4 session 6', 'L2 is below no penalty (99.24, 99.31)', 'mnist-penalties', 'bn+l2 < bn'),
     Claim('EVA4 session 6', 'L1 and L2 together are worst', 'mnist-penalties', 'bn+l1+l2 < bn, bn+l1, bn+l2'),
     Claim('EVA4 session 6', 'with L2 the loss has spikes', 'mnist-penalties', 'bn+l2 > bn, bn+l1', 'test_loss_rise'),
-    Claim('ERA-V1 session 8', 'no norm passes 70 % on CIFAR-10', 'cifar10-norms', 'bn, ln, gn < 70'),
+    Claim('ERA-V1 session 8', 'no norm passes 70 % on CIFAR-10', 'cifar10-norms', 'bn+l2, ln+l2, gn+l2 < 70'),
     Claim(
         'ERA-V1 session 8',
         'the three norms come out alike, at 10 %, with the published penalty',
@@ -1726,3 +1891,18 @@ CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what tests it
     Claim('several', 'L1 makes batch norm better', 'mnist-norms', 'bn+l1 > bn'),
     Claim('several', 'L1 narrows the gap between training and test accuracy', 'mnist-norms', 'bn+l1 < bn', 'gap'),
 )
+
+# %% ../nbs/06_studies.ipynb #b1442fdb
+def claims_table(
+    *results: Results,  # of studies that claims are about
+) -> str:  # Markdown
+    "The claims that these studies test, with the verdicts"
+    lines = ['| source | says | test | effect, with 95 % interval | verdict |', '|---|---|---|---|---|']
+    by_name = {r.study.name: r for r in results}
+    for claim in CLAIMS:
+        if claim.study in by_name:
+            finding = claim.check(by_name[claim.study])
+            test = f'`{claim.test}`' + f' ({_measure(claim.measure).label})' * (claim.measure != 'test_acc')
+            test += f'; `{claim.study}`' * (len(by_name) > 1)
+            lines.append(f'| {claim.source} | {claim.says} | {test} | {finding.effect} | **{finding.verdict}** |')
+    return '\n'.join(lines)
