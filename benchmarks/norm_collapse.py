@@ -1,0 +1,145 @@
+"""What the inputs of a net's norms are made of while it learns, and whether two other norms fall as layer norm does.
+
+    python benchmarks/norm_collapse.py trace      # step by step, one seed: trace.csv
+    python benchmarks/norm_collapse.py controls   # ten seeds of each norm: controls.csv
+
+On the embedded digits, with the settings of the study `norm-collapse`, beside whose results the tables are written.
+The trace takes a minute, the controls ten.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from normnotes.data import load_data, write_atomic
+from normnotes.models import Net
+from normnotes.studies import STUDIES
+from normnotes.training import fit
+
+OUT = Path(__file__).resolve().parent.parent / 'nbs/results/norm-collapse'
+STUDY = STUDIES['norm-collapse']
+
+
+class _Running(nn.Module):
+    "Something for each channel, taken from the batch in training and from a running average afterwards"
+
+    def __init__(self, num_channels: int, start: float):
+        super().__init__()
+        self.running: Tensor
+        self.register_buffer('running', torch.full((num_channels,), start))
+
+    def average(self, of_batch: Tensor) -> Tensor:  # (C,)
+        if self.training:
+            self.running.lerp_(of_batch.detach(), 0.1)
+        return (of_batch if self.training else self.running)[:, None, None]
+
+
+class CentredLayerNorm(_Running):
+    "Layer norm of what is left when the mean of each channel over the batch has been taken away"
+
+    def __init__(self, num_channels: int):
+        super().__init__(num_channels, 0.0)
+        self.norm = nn.GroupNorm(1, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x - self.average(x.mean((0, 2, 3))))
+
+
+class UncentredBatchNorm(_Running):
+    "Batch norm that divides by the root mean square of a channel and does not take its mean away"
+
+    def __init__(self, num_channels: int):
+        super().__init__(num_channels, 1.0)
+        self.weight, self.bias = nn.Parameter(torch.ones(num_channels)), nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = self.average(x.square().mean((0, 2, 3)))
+        return x * (square + 1e-5).rsqrt() * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+NORMS: dict[str, str | Callable[[int], nn.Module]] = {
+    'bn': 'bn', 'ln': 'ln', 'ln, channels centred': CentredLayerNorm, 'bn, not centred': UncentredBatchNorm,
+}
+
+
+def parts(x: Tensor) -> dict[str, float]:
+    "The variance of all numbers of a batch (N, C, H, W), as three parts that add up to it"
+    x = x.detach().double()
+    channel, pattern = x.mean((0, 2, 3)), x.mean(0)
+    return {
+        'channels': float(channel.var(correction=0)),  # how far the channels' means lie apart
+        'places': float((pattern - channel[:, None, None]).square().mean()),  # a pattern that all images share
+        'images': float((x - pattern).square().mean()),  # what differs from image to image
+    }
+
+
+def trace(norm: str, seed: int, steps: int) -> list[dict]:
+    "The parts of every norm's input in every second of the first training steps"
+    model, rows, step = Net(NORMS[norm], seed=seed), [], 0
+
+    def watch(layer: int) -> Callable[[nn.Module, tuple], None]:
+        def look(module: nn.Module, inputs: tuple) -> None:
+            if module.training and step < steps and step % 2 == 0:
+                rows.append({'norm': norm, 'step': step, 'layer': layer} | parts(inputs[0]))
+        return look
+
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        nonlocal step
+        step += module.training
+
+    norms = [block.norm for block in model.children() if hasattr(block, 'norm')]
+    for layer, module in enumerate(norms, 1):
+        module.register_forward_pre_hook(watch(layer))
+    model.register_forward_hook(count)
+    config = STUDY.config('ln', seed, device='cpu')
+    batches = -(-len(load_data('digits').train.labels) // config.batch_size)
+
+    class Enough(Exception):
+        pass
+
+    def stop(row: dict) -> None:
+        if row['epoch'] * batches >= steps:
+            raise Enough
+
+    try:
+        fit(model, load_data('digits'), config, progress='none', on_epoch=stop)
+    except Enough:
+        pass
+    return rows
+
+
+def control(norm: str, seed: int) -> dict:
+    "The last accuracy of a whole run"
+    config = STUDY.config('ln', seed, device='cpu')
+    run = fit(Net(NORMS[norm], seed=seed), load_data('digits'), config, progress='none')
+    return {'norm': norm, 'seed': seed, 'test_acc': round(run.evaluation.accuracy, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=('trace', 'controls'))
+    parser.add_argument('--seed', type=int, default=1, help='of the trace')
+    parser.add_argument('--steps', type=int, default=216, help='of the trace')
+    parser.add_argument('--out', type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict] = []
+    if args.what == 'trace':
+        for norm in ('ln', 'bn'):
+            rows += trace(norm, args.seed, args.steps)
+    else:
+        for norm in list(NORMS)[2:]:
+            for seed in STUDY.seeds:
+                rows.append(control(norm, seed))
+                print(rows[-1], flush=True)
+    text = pd.DataFrame(rows).to_csv(index=False, float_format='%.4g', lineterminator='\n')
+    write_atomic(args.out / f'{args.what}.csv', text)
+
+
+if __name__ == '__main__':
+    main()
