@@ -64,8 +64,7 @@ def main() -> None:
 
     results = Results.load(args.runs)
     kept, data = whole_seeds(results, args.as_data), load_data(results.study.data)
-    made = json.loads((args.runs / 'study.json').read_text(encoding='utf-8'))['made_with']
-    made['data'] = args.source or data.source
+    made = results.made_with | {'data': args.source or data.source}
     args.stored.mkdir(parents=True, exist_ok=True)
     about = {'study': kept.study.to_dict(), 'made_with': made}
     write_atomic(args.stored / 'study.json', json.dumps(about, indent=1) + '\n')

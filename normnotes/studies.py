@@ -1176,7 +1176,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #be9c45cd
+# %% ../nbs/06_studies.ipynb #4975c14d
 class Results:
     "What the runs of a study gave"
 
@@ -1342,10 +1342,12 @@ class Results:
     def comparisons(
         self,
         measure: str = 'test_acc',  # a name of `MEASURES`
+        pairs: Sequence[tuple[str, str]] | None = None,  # of variants; every pair unless given
     ) -> list[Comparison]:
-        "Every pair of variants"
+        "Pairs of variants compared"
         v = self.study.variants
-        return [self.compare(a, b, measure) for i, a in enumerate(v) for b in v[i + 1 :]]
+        chosen = [(a, b) for i, a in enumerate(v) for b in v[i + 1 :]] if pairs is None else pairs
+        return [self.compare(a, b, measure) for a, b in chosen]
 
     def pairs(
         self,
@@ -1378,11 +1380,12 @@ class Results:
     def verdicts(
         self,
         measure: str = 'test_acc',  # a name of `MEASURES`
+        pairs: Sequence[tuple[str, str]] | None = None,  # of variants; every pair unless given
     ) -> list[str]:
         "A sentence for each pair"
         return [
             c.verdict if c.differs or not c.effect.n else f'{c.a} and {c.b}: {c.verdict}'
-            for c in self.comparisons(measure)
+            for c in self.comparisons(measure, pairs)
         ]
 
     def table(self) -> pd.DataFrame:
@@ -1503,7 +1506,7 @@ class Results:
         "The mean difference of each pair with its 95 % interval, and the seeds one by one"
         from normnotes.plotting import _new_axes
 
-        found = self.comparisons(measure) if pairs is None else [self.compare(a, b, measure) for a, b in pairs]
+        found = self.comparisons(measure, pairs)
         fig, (panel, *_) = _new_axes(ax, 1, 1, (7, 0.8 + 0.42 * len(found)))
         for place, c in enumerate(found):
             color = '#0072B2' if c.differs else '#555555'
