@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from normnotes.data import load_data, write_atomic
 from normnotes.models import Net
+from normnotes.plotting import variance_parts
 from normnotes.studies import STUDIES
 from normnotes.training import fit
 
@@ -67,17 +68,6 @@ NORMS: dict[str, str | Callable[[int], nn.Module]] = {
 }
 
 
-def parts(x: Tensor) -> dict[str, float]:
-    "The variance of all numbers of a batch (N, C, H, W), as three parts that add up to it"
-    x = x.detach().double()
-    channel, pattern = x.mean((0, 2, 3)), x.mean(0)
-    return {
-        'channels': float(channel.var(correction=0)),  # how far the channels' means lie apart
-        'places': float((pattern - channel[:, None, None]).square().mean()),  # a pattern that all images share
-        'images': float((x - pattern).square().mean()),  # what differs from image to image
-    }
-
-
 def trace(norm: str, seed: int, steps: int) -> list[dict]:
     "The parts of every norm's input in every second of the first training steps"
     model, rows, step = Net(NORMS[norm], seed=seed), [], 0
@@ -85,7 +75,7 @@ def trace(norm: str, seed: int, steps: int) -> list[dict]:
     def watch(layer: int) -> Callable[[nn.Module, tuple], None]:
         def look(module: nn.Module, inputs: tuple) -> None:
             if module.training and step < steps and step % 2 == 0:
-                rows.append({'norm': norm, 'step': step, 'layer': layer} | parts(inputs[0]))
+                rows.append({'norm': norm, 'step': step, 'layer': layer} | variance_parts(inputs[0]))
         return look
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:

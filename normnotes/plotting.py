@@ -6,7 +6,8 @@
 __all__ = ['METRICS', 'ORDERS', 'STATS', 'variant_style', 'save_figure', 'record_activations', 'ActivationStats', 'history_frame',
            'plot_curves', 'plot_accuracy', 'plot_loss', 'mistakes', 'missed_by_all', 'plot_misclassified',
            'plot_missed_by_all', 'plot_confusion', 'plot_class_accuracy', 'plot_sparsity', 'plot_weights',
-           'layer_sparsity', 'plot_activations', 'running_stats', 'plot_running_stats']
+           'layer_sparsity', 'plot_activations', 'running_stats', 'plot_running_stats', 'variance_parts',
+           'record_norm_inputs']
 
 # %% ../nbs/05_plotting.ipynb #7d0740e7
 import io
@@ -968,3 +969,38 @@ def plot_running_stats(
         axes[0].set_title(title)
     _legend(fig, axes[0], axes[0].get_legend_handles_labels()[0], ax is None)
     return fig
+
+# %% ../nbs/05_plotting.ipynb #fc831b3e
+def variance_parts(
+    x: Tensor,  # (N, C, H, W)
+) -> dict[str, float]:  # 'channels', 'places', 'images': three variances that add up to that of all numbers
+    "Where the spread of a batch comes from: means of channels, a pattern all images share, differences between images."
+    if x.ndim != 4 or len(x) < 2:
+        raise ValueError(f'give two or more images, (N, C, H, W), not {tuple(x.shape)}')
+    x = x.detach().double()
+    channel, pattern = x.mean((0, 2, 3)), x.mean(0)  # (C,), (C, H, W)
+    return {
+        'channels': float(channel.var(correction=0)),
+        'places': float((pattern - channel[:, None, None]).square().mean()),
+        'images': float((x - pattern).square().mean()),
+    }
+
+
+def record_norm_inputs(
+    model: Any,  # a model, or a `Run`
+    batch: Tensor,  # normalized images, (N, C, H, W)
+) -> pd.DataFrame:  # a row per norm: layer, channels, places, images
+    "`variance_parts` of the input of every norm, in evaluation mode."
+    model = _model(model)
+    norms = {name: m for name, m in model.named_modules()
+             if 'norm' in type(m).__name__.lower() and not list(m.children())}
+    if not norms:
+        raise ValueError(f'{type(model).__name__} has no norm')
+    rows: list[dict[str, Any]] = []
+
+    def look(name: str, x: Tensor, y: Tensor) -> None:
+        rows.append({'layer': name} | variance_parts(x))
+
+    with _watching(model, norms, look):
+        model(batch.to(_device(model)))
+    return pd.DataFrame(rows).assign(layer=_short([row['layer'] for row in rows]))

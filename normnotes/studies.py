@@ -1671,7 +1671,7 @@ class Finding:
     verdict: str  # 'holds', 'does not hold', 'cannot be told' or 'not tested'; with a reservation, if there is one
     effect: str  # each difference with its 95 % interval
 
-# %% ../nbs/06_studies.ipynb #846f0349
+# %% ../nbs/06_studies.ipynb #fc713146
 def _rate(batch_size: int) -> float:
     return TrainConfig.lr * batch_size / TrainConfig.batch_size
 
@@ -1733,7 +1733,7 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 _scaled(norm, size) for size in (2, 4, 8, 16, 32, 64, 128, 256) for norm in ('bn', 'ln', 'gn')
             ),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=3),
+            train=TrainConfig(epochs=2),
             note='Where does batch norm break? Half the images in a batch go with half the learning rate.',
         ),
         Study(
@@ -1745,7 +1745,7 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 for norm in ('bn', 'ln', 'gn')
             ),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=3),
+            train=TrainConfig(epochs=3, amp='auto'),
             note='From harmless to collapse: how much L1 does each norm bear?',
         ),
         Study(
@@ -1757,7 +1757,7 @@ STUDIES: dict[str, Study] = {  # the studies of the book
                 for norm in ('bn', 'ln', 'gn')
             ),
             seeds=(0, 1, 2),
-            train=TrainConfig(epochs=3),
+            train=TrainConfig(epochs=3, amp='auto'),
             note='The same for L2, at the strengths that one original tried.',
         ),
         Study(
