@@ -59,7 +59,7 @@ def _colour(stream) -> bool:
     "Colour only where a person looks, and nobody has said no (https://no-color.org)"
     return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
-# %% ../nbs/07_cli.ipynb #f5379f72
+# %% ../nbs/07_cli.ipynb #7827d759
 class _Parser(argparse.ArgumentParser):
     "Errors in one line"
 
@@ -94,7 +94,8 @@ _EXAMPLES = {
   normnotes report runs/mine                           its tables and figures again
 
 A command that was stopped goes on where it was when it is given again.
-exit codes: 0 done; 1 a run failed or diverged; 2 the command was not understood; 130 stopped (Ctrl-C)""",
+exit codes: 0 done; 1 a run failed or diverged, or the folder is no use; 2 the command was not understood;
+            130 stopped (Ctrl-C)""",
     'compare': """examples:
   normnotes compare
   normnotes compare --variants bn,bn+l1,bn+l1=1e-3,gn:2 --seeds 5
@@ -465,7 +466,7 @@ def _fetch(args: argparse.Namespace) -> int:
         print(data)
     return 0
 
-# %% ../nbs/07_cli.ipynb #2f74b713
+# %% ../nbs/07_cli.ipynb #9e30b75f
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     "A polite kill (SIGTERM) ends as Ctrl-C does."
@@ -492,7 +493,7 @@ def _as_typed(words: Sequence[str], windows: bool = os.name == 'nt') -> str:
 
 def main(
     argv: Sequence[str] | None = None,  # the words after `normnotes`; those of this process unless given
-) -> int:  # 0 done, 1 a run failed or diverged, 2 not understood, 130 stopped
+) -> int:  # 0 done, 1 a run failed or diverged or the folder is no use, 2 not understood, 130 stopped
     "The `normnotes` command"
     words = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):

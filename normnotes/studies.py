@@ -1176,7 +1176,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #4975c14d
+# %% ../nbs/06_studies.ipynb #c1d5c882
 class Results:
     "What the runs of a study gave"
 
@@ -1250,8 +1250,9 @@ class Results:
         where = made['gpu'] or f'a CPU ({made["machine"]}, {made["cpus"]} cores)'
         every = f'{total / 3600:.1f} hours' if total >= 5400 else f'{total / 60:.0f} minutes'
         return (
-            f'Measured on {where} with Python {made["python"]} and torch {made["torch"]}: the quickest epoch took '
-            f'{quickest.min():.1f} seconds; at such a pace all {len(nets)} nets take {every}.'
+            f'Measured on {where} with Python {made["python"]} and torch {made["torch"]}: the quickest epoch of a '
+            f'variant took {quickest.min():.1f} to {quickest.max():.1f} seconds; at such a pace, one after the other, '
+            f'all {len(nets)} nets take {every}.'
         )
 
     @property
