@@ -118,7 +118,7 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self):,} images of {'x'.join(map(str, self.images.shape[1:]))} on {self.images.device})"
 
-# %% ../nbs/02_data.ipynb #4b7a3a7b
+# %% ../nbs/02_data.ipynb #8fd03115
 def channel_stats(
     images: Tensor,  # uint8, (N, C, H, W)
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # means and standard deviations, on the scale 0..1
@@ -130,7 +130,7 @@ def channel_stats(
         mean = (counts * values).sum() / counts.sum()
         variance = (counts * (values - mean)**2).sum() / counts.sum()
         means.append(mean.item() / 255)
-        stds.append(variance.sqrt().item() / 255)
+        stds.append(variance.sqrt().item() / 255 or 1.)  # a channel that never changes becomes 0, and not 0/0
     return tuple(means), tuple(stds)
 
 # %% ../nbs/02_data.ipynb #2468b625
@@ -314,7 +314,7 @@ DATASETS: dict[str, Entry] = {  # what `load_data` knows by name
     'cifar10': _from_torchvision('cifar10', 'CIFAR10', ('cifar-10-python.tar.gz',)),
 }
 
-# %% ../nbs/02_data.ipynb #74b08a48
+# %% ../nbs/02_data.ipynb #098780d0
 def _list_images(folder: Path) -> dict[str, dict[str, list[os.DirEntry]]]:
     "The image files of each class of the two parts, everything in order of name"
     from PIL import Image
@@ -345,6 +345,8 @@ def _decode(path: str, size: tuple[int, int], colour: bool) -> np.ndarray:
     from PIL import Image, ImageOps
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
+        if image.mode == 'F':
+            raise ValueError('its pixels are floating point, on a scale nobody knows; save it with 8 or 16 bits')
         if image.mode.startswith('I'):  # 16 bits a pixel: keep the upper 8
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image = image.convert('RGB' if colour else 'L')
@@ -361,7 +363,8 @@ def _common_form(files: list[os.DirEntry], quiet: bool, sized: bool) -> tuple[tu
     for file in tqdm(files, 'looking', unit='image', leave=False, disable=not _watched(quiet)):
         try:
             with Image.open(file.path) as image:
-                sizes[image.size[::-1]] += 1
+                turned = image.getexif().get(0x112, 1) > 4  # stored on its side, as cameras do
+                sizes[image.size if turned else image.size[::-1]] += 1
                 colour = colour or not image.mode.startswith(('1', 'L', 'I', 'F'))
         except Exception:
             continue  # it is reported when it is decoded
@@ -584,7 +587,7 @@ def hue(
     k = (place[:, None] + torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)) % 6
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
-# %% ../nbs/02_data.ipynb #6de7199e
+# %% ../nbs/02_data.ipynb #75ad8ca8
 @dataclass(frozen=True)
 class Augment:
     "What may happen to a training image, and how strongly."
@@ -614,6 +617,9 @@ class Augment:
         "The augmentation that a text or a dict describes."
         if isinstance(text, cls):
             return text
+        if not isinstance(text, (str, dict, type(None))):
+            raise ValueError(f"augmentation {text!r} is not known; use {', '.join(map(repr, AUGMENTS))}, "
+                             "strengths such as 'rotate=7,flip', a dict, or None")
         known = {name: type(value) for name, value in asdict(cls()).items()}
         values: dict[str, Any] = dict(text) if isinstance(text, dict) else {}
         for item in text.split(',') if isinstance(text, str) else []:
@@ -623,12 +629,18 @@ class Augment:
             elif name == 'flip' and not value:
                 values['flip'] = True
             elif name in known and value:
-                values[name] = int(value) if known[name] in (int, bool) else float(value)
+                try:
+                    values[name] = float(value)
+                except ValueError:
+                    raise ValueError(f"augmentation {item.strip()!r}: {value!r} is no number") from None
             else:
                 values[item.strip()] = None
         if unknown := [name for name in values if name not in known or values[name] is None]:
             raise ValueError(f"augmentation {unknown[0]!r} is not known; use {', '.join(AUGMENTS)}, "
                              f"or strengths such as 'rotate=7,flip' of {', '.join(known)}")
+        for name, value in values.items():
+            if known[name] is not float and int(value) != value:
+                raise ValueError(f'{name}={value} is not allowed; use a whole number')
         return cls(**{name: known[name](value) for name, value in values.items()})
 
 AUGMENTS = {  # augmentations by name

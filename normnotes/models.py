@@ -135,7 +135,7 @@ class ConvBlock(nn.Sequential):
                 x = x + skip
         return x
 
-# %% ../nbs/03_models.ipynb #6f4940eb
+# %% ../nbs/03_models.ipynb #d4d8fc93
 class _ZeroPlaces(torch.autograd.Function):
     "Scale the numbers and set some to zero; the gradient goes the same way."
 
@@ -171,7 +171,7 @@ class Dropout(nn.Dropout):
     "`nn.Dropout`, faster on the CPU where little is dropped: it draws the gaps between the dropped numbers."
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and 0 < self.p <= 0.1:
+        if self.training and 0 < self.p <= 0.1 and not self.inplace:
             return _drop_few(input, self.p)
         return super().forward(input)
 
@@ -187,7 +187,7 @@ def _conv2d(num_in: int, num_out: int, row: Row, generator: torch.Generator) -> 
             tensor.copy_(values.uniform_(-bound, bound, generator=generator))
     return layer
 
-# %% ../nbs/03_models.ipynb #ee0a5681
+# %% ../nbs/03_models.ipynb #945ca939
 def _sides(rows: dict[str, Row], side: int) -> Iterator[int]:
     "The side of the image after each row."
     for row in rows.values():
@@ -214,6 +214,9 @@ def _check_rows(rows: dict[str, Row]) -> None:
             raise ValueError(f"row {name}: unknown kind {row.kind!r}; use 'conv', 'pool' or 'average'")
         if unknown := [step for step in row.steps.split() if step not in known]:
             raise ValueError(f"row {name}: unknown step {unknown[0]!r}; use 'relu', 'norm', 'drop' or 'drop2d'")
+        names = row.steps.replace('drop2d', 'drop').split()
+        if twice := [step for step in names if names.count(step) > 1]:
+            raise ValueError(f'row {name}: {twice[0]!r} stands twice in {row.steps!r}; a row has one of each step')
         if row.add and row.add not in seen:
             raise ValueError(f'row {name}: adds {row.add!r}, which is no earlier row; use one of {", ".join(seen)}')
         if row.add and 'norm' not in row.steps.split():
@@ -256,7 +259,7 @@ def _split_norm(norm: Norm, groups: int | None) -> tuple[Norm, int | None]:
         groups = int(number)
     return kind, groups
 
-# %% ../nbs/03_models.ipynb #85d5d2cb
+# %% ../nbs/03_models.ipynb #1f25c8e7
 class TableNet(nn.Module):
     "A network built from the rows of an architecture. `Net` and `CifarNet` are the two kinds of it."
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)  # the names that `arch` may take; the first is the default
@@ -279,6 +282,7 @@ class TableNet(nn.Module):
         norm, groups = _split_norm(norm, groups)
         in_channels = found.input_shape[0] if in_channels is None else in_channels
         dropout = found.dropout if dropout is None else dropout
+        num_classes, in_channels, dropout = int(num_classes), int(in_channels), float(dropout)  # numpy's, too
         self.config: dict[str, Any] = {'norm': norm, 'num_classes': num_classes, 'in_channels': in_channels,
                                        'arch': arch, 'groups': groups, 'dropout': dropout, 'impl': impl}
         self.notes: dict[str, Any] = {}  # what `save` is to keep beside the weights
@@ -292,7 +296,7 @@ class TableNet(nn.Module):
         channels = in_channels
         for name, row in self.rows.items():
             if row.kind == 'pool':
-                layer: nn.Module = nn.MaxPool2d(row.size, row.stride)
+                layer: nn.Module = nn.MaxPool2d(row.size, row.stride, row.padding)
             elif row.kind == 'average':
                 layer = nn.AdaptiveAvgPool2d(1)
             else:
@@ -325,10 +329,8 @@ class TableNet(nn.Module):
 
     def _make_norm(self, name: str, channels: int) -> nn.Module:
         norm, groups, impl = self.config['norm'], self.config['groups'], self.config['impl']
-        if not isinstance(norm, str):
-            return norm(channels)
         try:
-            return make_norm(norm, channels, groups=groups if norm == 'gn' else None, impl=impl)
+            return make_norm(norm, channels, groups=groups if norm == 'gn' or callable(norm) else None, impl=impl)
         except ValueError as error:
             raise ValueError(f'row {name}: {error}') from error
 
@@ -373,7 +375,7 @@ def count_params(
     "The number of parameters. One that is used twice counts once."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
-# %% ../nbs/03_models.ipynb #ea47f7b8
+# %% ../nbs/03_models.ipynb #0609da7f
 @dataclass(frozen=True)
 class _Field:
     "What one number of a layer sees: per direction, the side of its window and the distance to the next."
@@ -389,8 +391,12 @@ class _Field:
             tuple(jump * s for jump, s in zip(self.jumps, strides, strict=True)))
 
 
-def _next_field(layer: nn.Module, before: _Field, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> _Field:
-    "The field after `layer`, which turned `in_shape` into `out_shape`."
+def _next_field(
+    layer: nn.Module, before: _Field | None, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+) -> _Field | None:
+    "The field after `layer`, which turned `in_shape` into `out_shape`; None where it cannot be told."
+    if before is None:
+        return None
     if len(in_shape) != 4:
         return before
     if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
@@ -399,10 +405,12 @@ def _next_field(layer: nn.Module, before: _Field, in_shape: tuple[int, ...], out
         return before.widen(layer.kernel_size, layer.stride)
     if isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         ratios = list(zip(in_shape[2:], out_shape[2:], strict=True))
+        if any(a < b for a, b in ratios):
+            return None
         return before.widen(tuple(-(-a // b) for a, b in ratios), tuple(a // b for a, b in ratios))
     if len(out_shape) < 4:  # flattened: every number that follows may see the whole map
         return before.widen(in_shape[2:], in_shape[2:])
-    return before
+    return before if in_shape[2:] == out_shape[2:] else None  # enlarged, or cut
 
 
 @dataclass(frozen=True)
@@ -448,7 +456,7 @@ class ParamTable:
         return ('<table><thead>' + line(head, 'th') + '</thead><tbody>' + '\n'.join(line(cells, 'td') for cells in body)
                 + '</tbody><tfoot>' + line(total, 'th') + '</tfoot></table>')
 
-# %% ../nbs/03_models.ipynb #70e24cf1
+# %% ../nbs/03_models.ipynb #7faace10
 def _kind(layer: nn.Module) -> str:
     "The class of a layer, with the window of a convolution or pool."
     size = getattr(layer, 'kernel_size', None)
@@ -480,26 +488,35 @@ def param_table(
             raise ValueError('param_table needs the shape of one image, such as input_shape=(3, 224, 224)')
         input_shape = model.input_shape
     names = {layer: name for name, layer in model.named_modules()}
-    fields: dict[int, _Field] = {}  # id of a tensor -> its field
-    largest = _Field()  # where a tensor comes from an operation between layers, such as an addition
+    fields: dict[int, _Field | None] = {}  # id of a tensor -> its field
+    largest: _Field | None = _Field()  # where a tensor comes from an operation between layers, such as an addition
+    last = tuple(input_shape[1:])
+    maps = {last}  # heights and widths that layers have given, and the last of them
     alive: list[Any] = []  # an id is only good as long as its tensor lives
     counted: set[nn.Parameter] = set()
     rows: list[LayerInfo] = []
 
     def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal largest
+        nonlocal largest, last
         x, y = (next((t for t in values if isinstance(t, Tensor)), None)
                 for values in (inputs, output if isinstance(output, tuple | list) else [output]))
         if y is None:
             return
         alive.extend([x, y])
-        before = fields.get(id(x), largest) if x is not None else largest
+        before = largest
+        if x is not None and id(x) in fields:
+            before = fields[id(x)]
+        elif x is not None and (tuple(x.shape[2:]) not in maps if x.dim() == 4 else last != (1, 1)):
+            before = None  # something between the layers made another map, or flattened one
         after = before if x is None else _next_field(layer, before, tuple(x.shape), tuple(y.shape))
         fields[id(y)] = after
-        largest = max(largest, after, key=lambda f: f.sides)
+        largest = None if after is None or largest is None else max(largest, after, key=lambda f: f.sides)
+        if y.dim() == 4:
+            last = tuple(y.shape[2:])
+            maps.add(last)
         new = set(layer.parameters(recurse=False)) - counted
         counted.update(new)
-        sees = after.sides if len(input_shape) == 3 else ()
+        sees = after.sides if after is not None and len(input_shape) == 3 else ()
         rows.append(LayerInfo(names[layer], _kind(layer), tuple(y.shape[1:]), sum(p.numel() for p in new), sees))
 
     leaves = [layer for layer in model.modules() if not any(True for _ in layer.children())]
@@ -521,7 +538,7 @@ def param_table(
     elsewhere = total - sum(row.params for row in rows)
     return ParamTable(rows if depth is None else _merge(rows, depth), total, elsewhere)
 
-# %% ../nbs/03_models.ipynb #e61a66f9
+# %% ../nbs/03_models.ipynb #59d6277e
 def _same_layers(model: nn.Module, fresh: nn.Module) -> bool:
     "Whether two networks have the same layers, and tensors of the same names and shapes."
     def shapes(m: nn.Module) -> dict[str, torch.Size]:
@@ -564,7 +581,8 @@ def save(
         raise ValueError(f'save cannot store a norm that is a function ({config["norm"]!r}); {advice}')
     if isinstance(config['arch'], Arch):
         config['arch'] = asdict(config['arch'])
-    about = {'version': __version__, 'class': type(model).__name__, 'config': config, 'notes': {**model.notes, **notes}}
+    about = {'version': __version__, 'class': type(model).__name__, 'config': config,
+             'input_shape': model.input_shape, 'notes': {**model.notes, **notes}}
     try:
         text = json.dumps(about)
     except TypeError as error:
@@ -603,7 +621,8 @@ def load(
         model = _build(about)
         model.load_state_dict(tensors, assign=True)
         model.notes = about['notes']
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        model.input_shape = tuple(about.get('input_shape', model.input_shape))  # files of the first days have none
+    except (ArithmeticError, AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         from normnotes import __version__
 
         raise ValueError(f'{str(path)!r} was written by normnotes {version} and describes a network that this '

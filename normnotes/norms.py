@@ -30,9 +30,11 @@ def over_sets(
     sets = planes.reshape(-1, groups, c // groups).mean((0, 2) if across_batch else 2, keepdim=True)
     return sets.expand(-1, -1, c // groups).reshape(-1, c, 1)
 
-# %% ../nbs/01_norms.ipynb #cb1b4d56
+# %% ../nbs/01_norms.ipynb #6c647028
 class Normalize(torch.autograd.Function):
     "Normalize each set of planes, then scale and shift each channel; gives the output, the means and the variances."
+
+    generate_vmap_rule = True  # for `torch.func.vmap`, and with it gradients of each image
 
     @staticmethod
     def forward(x, gamma, beta, groups, across_batch, eps):   # x: (N, C, H*W); gamma, beta: (C, 1) or None
@@ -62,6 +64,8 @@ class Normalize(torch.autograd.Function):
         grad_y = grad_y.to(mean.dtype)
         sum_g = grad_y.sum(2, keepdim=True)                                   # of each plane, (N, C, 1)
         sum_gx = ((grad_y * x).sum(2, keepdim=True) - mean * sum_g) * rstd    # of g * x_hat
+        if size == 0:
+            sum_gx = torch.zeros_like(sum_g)                                  # images without a pixel have no mean
         grad_x = grad_gamma = grad_beta = None
         if need_beta:
             grad_beta = sum_g.sum(0).to(beta.dtype)
@@ -191,7 +195,7 @@ def _refuse_one_value(per: str, x: Tensor, way_out: str) -> None:
     raise ValueError(f'Expected more than 1 value per {per} when training, got input size {tuple(x.shape)}: '
                      f'one number is its own mean, and nothing is left of it; {way_out}')
 
-# %% ../nbs/01_norms.ipynb #03b87bf7
+# %% ../nbs/01_norms.ipynb #5b39f8f4
 class _RunningNorm(_Norm):
     "A norm layer that can keep running statistics."
 
@@ -247,7 +251,9 @@ class _RunningNorm(_Norm):
 
     def _by_running(self, x: Tensor) -> Tensor:
         "Normalize by the running statistics, which stand still: autograd does the rest."
-        assert self.running_mean is not None and self.running_var is not None
+        if self.running_mean is None or self.running_var is None:
+            raise RuntimeError('the layer keeps no running statistics to evaluate with; call reset_parameters() on one '
+                               'made with track_running_stats=True, or train()')
         shape = (-1, *[1] * (x.dim() - 2))
         wide = torch.promote_types(x.dtype, torch.float32)
         scale = torch.rsqrt(self.running_var.to(wide) + self.eps)
@@ -262,7 +268,8 @@ class _RunningNorm(_Norm):
         key = prefix + 'num_batches_tracked'
         old = (local_metadata.get('version') or 1) < 2
         if old and self.num_batches_tracked is not None and key not in state_dict:
-            state_dict[key] = self.num_batches_tracked
+            count = self.num_batches_tracked
+            state_dict[key] = torch.tensor(0) if count.is_meta else count
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
@@ -373,7 +380,7 @@ class _Pooled:
         self.mean = self.mean + step * (x.shape[1] / count)
         self.count = count
 
-# %% ../nbs/01_norms.ipynb #c9c388a1
+# %% ../nbs/01_norms.ipynb #d7afce3b
 @torch.no_grad()
 def recompute_stats(
     model: nn.Module,  # any model; batch-norm layers of torch.nn and of this chapter are served
@@ -386,7 +393,11 @@ def recompute_stats(
     device = next(model.parameters(), layers[0].running_mean).device
     modes, momenta = {m: m.training for m in model.modules()}, [m.momentum for m in layers]
     pooled, seen = {m: _Pooled() for m in layers}, 0
-    hooks = [m.register_forward_pre_hook(lambda m, inputs: pooled[m].add(inputs[0])) for m in layers]
+
+    def look(m: nn.Module, inputs: tuple, named: dict) -> None:
+        pooled[m].add(inputs[0] if inputs else next(iter(named.values())))
+
+    hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in layers]
     counters = [None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for m in layers]
     try:
         model.eval()
@@ -415,7 +426,21 @@ def recompute_stats(
             m.num_batches_tracked.fill_(seen)
     return model
 
-# %% ../nbs/01_norms.ipynb #c465b6b8
+# %% ../nbs/01_norms.ipynb #794218f4
+_CONV_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+_BN_FORWARDS = (BatchNorm2d.forward, nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # nn.BatchNorm1d's is the second
+
+
+def _does_more(layer: nn.Module, *plain: Callable) -> str:
+    "What a layer does besides its formula, or an empty text: a folded layer would lose it."
+    if type(layer).forward not in plain:
+        return 'a forward of its own'
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return 'a hook'
+    made = [name for name in ('weight', 'bias') if name not in layer._parameters]
+    return f'a {made[0]} made from other numbers (by pruning or a parametrization)' if made else ''
+
+
 @torch.no_grad()
 def fold_batchnorm(
     conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,  # a convolution, not a transposed one
@@ -426,6 +451,9 @@ def fold_batchnorm(
         raise TypeError(f'cannot fold into {type(conv).__name__}; use Conv1d, Conv2d or Conv3d')
     if not isinstance(bn, _AnyBatchNorm):
         raise TypeError(f'cannot fold {type(bn).__name__}; only batch norm stands still')
+    for layer, plain in ((conv, _CONV_FORWARDS), (bn, _BN_FORWARDS)):
+        if more := _does_more(layer, *plain):
+            raise ValueError(f'{type(layer).__name__} has {more}, which folding would lose; take that away first')
     if bn.training:
         raise ValueError('the batch norm is in training mode and follows each batch; call eval() first')
     if bn.running_mean is None or bn.running_var is None:
@@ -444,7 +472,7 @@ def fold_batchnorm(
     folded.bias = nn.Parameter(bias.to(conv.weight.device, conv.weight.dtype), conv.weight.requires_grad)
     return folded
 
-# %% ../nbs/01_norms.ipynb #b4c63fdd
+# %% ../nbs/01_norms.ipynb #4db89b93
 class _Tracer(fx.Tracer):
     "Follows a model down to layers; the layers of this chapter are not looked into."
 
@@ -467,6 +495,7 @@ def fold_batchnorms(
     except Exception as error:
         raise ValueError(f'{type(model).__name__} cannot be traced ({error}); use fold_batchnorm') from error
     calls = Counter(str(node.target) for node in nodes if node.op == 'call_module')
+    calls.update(str(node.target).rpartition('.')[0] for node in nodes if node.op == 'get_attr')  # weights used by hand
     for node in nodes:
         if node.op != 'call_module' or not node.args:
             continue
@@ -477,12 +506,13 @@ def fold_batchnorms(
         conv_name = str(before.target)
         conv = folded.get_submodule(conv_name)
         once = len(before.users) == 1 and calls[bn_name] == calls[conv_name] == 1
-        if once and isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if (once and isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+                and not _does_more(conv, *_CONV_FORWARDS) and not _does_more(bn, *_BN_FORWARDS)):
             _put(folded, conv_name, fold_batchnorm(conv, bn))
             _put(folded, bn_name, nn.Identity())
     return folded
 
-# %% ../nbs/01_norms.ipynb #49802163
+# %% ../nbs/01_norms.ipynb #e4277843
 def default_groups(
     num_channels: int,  # channels of the layer
 ) -> int:  # the largest divisor of `num_channels` that is at most 4
@@ -513,13 +543,13 @@ def make_norm(
             raise ValueError(f'groups={groups} and impl={impl!r} are for norms by name; a callable decides for itself, '
                              'as in lambda c: nn.GroupNorm(4, c)')
         return kind(num_channels, **kwargs)
-    name, _, number = kind.partition(':')
+    name, colon, number = kind.partition(':')
     short = norm_kind(name)
     if short not in ('none', *_LAYERS[impl]):
         raise ValueError(f"no layer for {kind!r}: make_norm makes 'bn', 'ln', 'gn', 'in' and 'none'; "
                          'for any other norm give a callable that takes the number of channels')
-    if number:
-        if not number.isdigit() or groups not in (None, int(number)):
+    if colon:
+        if not number.isdecimal() or groups not in (None, int(number)):
             raise ValueError(f'{kind!r} with groups={groups}: say the number of groups once, as in {name}:4')
         groups = int(number)
     if groups is not None and short != 'gn':

@@ -401,7 +401,7 @@ def _over_seeds(rows: pd.DataFrame, column: str, band: str | None) -> pd.DataFra
         table['low'], table['high'] = table['mean'] - half, table['mean'] + half
     return table[table.seeds > 0]
 
-# %% ../nbs/05_plotting.ipynb #d07be6ce
+# %% ../nbs/05_plotting.ipynb #c4241987
 def _value(number: float, column: str) -> str:
     "A number as the figures write it."
     return f'{number:.2f}' if column.endswith('acc') else f'{number:.3g}' if abs(number) < 1 else f'{number:.2f}'
@@ -494,9 +494,10 @@ def plot_curves(
     if zoom == 'auto':
         last = max(3, math.ceil(len(epochs) / 4)) if len(epochs) >= 4 or given else 0
     elif isinstance(zoom, int) and zoom >= 0:
-        last = min(zoom, len(epochs))
+        last = zoom
     else:
         raise ValueError(f"zoom={zoom!r} is no number of epochs; use 'auto', 0 or a whole number above it")
+    last = min(last, len(epochs))
     limits = _zoom_limits(tests, epochs[-last:][0]) if last and given != 1 else None
     ends = []
     for variant, table in tests.items():
@@ -531,7 +532,8 @@ def plot_curves(
         axes[1].set(xlim=(left, right), ylim=limits)
         box = (right - left, limits[1] - limits[0])
         axes[0].add_patch(Rectangle((left, limits[0]), *box, fill=False, edgecolor='0.5', linewidth=1))
-        axes[1].set_title(f'the last {last} epochs: the box above', fontsize=9, fontweight='normal', loc='left')
+        which = f'the last {last} epochs' if last > 1 else 'the last epoch'
+        axes[1].set_title(f'{which}: the box above', fontsize=9, fontweight='normal', loc='left')
     if title:
         axes[0].set_title(title)
 
@@ -602,9 +604,11 @@ def missed_by_all(
     confidence = np.mean([_array(_evaluation(e).confidences)[shared] for e in evaluations.values()], axis=0)
     return shared[np.argsort(-confidence, kind='stable')]
 
-# %% ../nbs/05_plotting.ipynb #411dc70b
+# %% ../nbs/05_plotting.ipynb #90198852
 def _percent(share: float) -> str:
     "A confidence as a percentage, cut and not rounded: 100 % stands only where the model said exactly 1."
+    if not math.isfinite(share):
+        return 'no number'
     return f'{math.floor(1000 * share + 1e-6) / 10:.1f}\N{NO-BREAK SPACE}%'
 
 
@@ -780,7 +784,7 @@ def plot_class_accuracy(
         _legend(fig, panel, panel.get_legend_handles_labels()[0], ax is None)
     return fig
 
-# %% ../nbs/05_plotting.ipynb #60478e47
+# %% ../nbs/05_plotting.ipynb #0b248f5b
 def plot_sparsity(
     models: Any,  # a model, a `Run`, or a dict from a variant to either
     below: float = 1e-3,  # a weight counts as near zero up to this size
@@ -817,6 +821,9 @@ def plot_weights(
 ) -> Figure:  # the figure drawn on
     "The distribution of all weights of one or more models, on a logarithmic scale; the outermost bins hold the rest."
     named = {name: np.concatenate(list(_weights(_model(source)).values())) for name, source in _named(models).items()}
+    for name, values in named.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f'{name or "the model"} has weights that are no finite numbers: its training diverged')
     reach = max(float(np.quantile(np.abs(values), 0.995)) for values in named.values()) or 1.0
     fig, (panel, *_) = _new_axes(ax, 1, 1, (6.4, 3.2))
     panel.set_yscale('log')
@@ -847,7 +854,7 @@ def layer_sparsity(
             rows.append((variant, layer, len(values), near, 100 * near / len(values)))
     return pd.DataFrame(rows, columns=['variant', 'layer', 'weights', 'near_zero', 'share'])
 
-# %% ../nbs/05_plotting.ipynb #cf4ddfe6
+# %% ../nbs/05_plotting.ipynb #3f4ace32
 STATS = {'std': 'standard deviation', 'mean': 'mean', 'zeros': 'zeros (%)'}  # what is recorded of a layer's output
 # from the image to the logits, seen on white and on black
 _DEPTH = LinearSegmentedColormap.from_list('depth', ['#3B7DD8', '#9B5FC0', '#D1495B', '#E08E1B'])
@@ -887,6 +894,9 @@ def plot_activations(
         ends.append([])
         for layer, short, color in zip(layers, _short(layers), _depth_colors(len(layers)), strict=True):
             line = frame[frame.layer == layer].groupby('epoch')[stat].mean()
+            line = line[np.isfinite(line)]
+            if not len(line):
+                continue  # the network diverged before it was looked at
             panel.plot(line.index, line, color=color, marker='.', linewidth=1.5)
             ends[-1].append((float(line.index[-1]), float(line.iloc[-1]), short, color))
         panel.set_xlabel('epoch')
@@ -903,7 +913,7 @@ def plot_activations(
         _label_ends(panel, labels, 8)
     return fig
 
-# %% ../nbs/05_plotting.ipynb #d2d6dadf
+# %% ../nbs/05_plotting.ipynb #c06d5e1c
 def running_stats(
     model: Any,  # a model with batch norm, or a `Run`
     data: Any,  # a `DataSet`
@@ -927,6 +937,9 @@ def running_stats(
     with _watching(model, layers, look):
         for start in range(0, len(images), batch_size):
             model(normalize(images[start : start + batch_size], data.mean, data.std).to(_device(model)))
+    layers = {name: layer for name, layer in layers.items() if isinstance(sums[name], Tensor)}  # that were reached
+    if not layers:
+        raise ValueError('no image reached a norm with running statistics')
     tables = []
     for (_, layer), name, short in zip(layers.items(), layers, _short(list(layers)), strict=True):
         count, total, squares = sums[name]

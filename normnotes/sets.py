@@ -294,7 +294,7 @@ def count_sets(
             return N * math.prod(space)
     return 0
 
-# %% ../nbs/00_sets.ipynb #01e21fe6
+# %% ../nbs/00_sets.ipynb #b3f7ef0d
 _TINTS = (  # sixteen light colours on which black can be read; the first nine are Paul Tol's "light" scheme
     '#77AADD', '#EE8866', '#EEDD88', '#44BB99', '#FFAABB', '#99DDFF', '#BBCC33', '#DDDDDD',
     '#BBA0E0', '#D9B38C', '#A8E0A0', '#F2C14E', '#9CB4B8', '#E8A0D8', '#C2D8F2', '#B8B060',
@@ -309,9 +309,10 @@ def draw_sets(
 ) -> 'Figure':  # a row per image, a block per channel; the number in a pixel is its set
     "Draw which elements share a mean: one colour per set, and the number of the set in every pixel."
     kinds = [norm_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+    labels = {kind: stat_sets(kind, shape, groups).flatten().tolist() for kind in kinds}
     fig, axes = _panels(len(kinds), columns, shape, lines=2)
     for ax, kind in zip(axes, kinds, strict=False):
-        sets = stat_sets(kind, shape, groups).flatten().tolist()
+        sets = labels[kind]
         N, C, H, W = shape
         rule, sizes = {
             'bn': ('C', ''),
@@ -324,7 +325,7 @@ def draw_sets(
         _draw_batch(ax, shape, [_TINTS[s % len(_TINTS)] for s in sets], [str(s) for s in sets], title)
     return fig
 
-# %% ../nbs/00_sets.ipynb #bc229d8c
+# %% ../nbs/00_sets.ipynb #d0d9f30f
 def draw_cube(
     kinds: str | Sequence[str] = ('bn', 'ln', 'in', 'gn'),  # which norms, one cube each
     shape: Sequence[int] = (4, 4, 2, 2),  # (N, C, H, W)
@@ -338,6 +339,7 @@ def draw_cube(
     kinds = [norm_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
     N, C, *space = shape
     P = math.prod(space)
+    first = {kind: (stat_sets(kind, shape, groups) == 0).reshape(N, C, P) for kind in kinds}
     columns = min(columns, len(kinds))
     rows = math.ceil(len(kinds) / columns)
     width = 5.0 if columns == 2 else 1.875 * columns
@@ -349,7 +351,7 @@ def draw_cube(
     for ax in axes.flat:
         ax.axis('off')
     for ax, kind in zip(axes.flat, kinds, strict=False):
-        lit = (stat_sets(kind, shape, groups) == 0).reshape(N, C, P)
+        lit = first[kind]
         faces, fills = [], []
         for (across, down), shade in (('nc', 1.0), ('cp', 0.82), ('np', 0.64)):  # top, left and right face
             for i, j in itertools.product(range({'n': N, 'c': C}[across]), range({'c': C, 'p': P}[down])):
@@ -368,7 +370,14 @@ def draw_cube(
         ax.set_title(_name(kind), loc='center', fontsize=10)
     return fig
 
-# %% ../nbs/00_sets.ipynb #32bb41e5
+# %% ../nbs/00_sets.ipynb #66909534
+def _wide(x: Tensor) -> Tensor:
+    "In float64, where the device has it: a sum of many numbers needs more digits than the numbers."
+    if not x.is_floating_point():
+        raise ValueError(f'means are fractions and {x.dtype} cannot hold them; use x.float()')
+    return x.to(torch.float32 if x.device.type == 'mps' else torch.float64)
+
+
 def set_stats(
     x: Tensor,  # a batch of any shape
     sets: Tensor,  # the set of each element, as `stat_sets` gives it
@@ -376,27 +385,25 @@ def set_stats(
     "The mean and the variance of every set."
     if x.shape != sets.shape:
         raise ValueError(f'x has shape {tuple(x.shape)} but sets has {tuple(sets.shape)}; label every element')
-    if not x.is_floating_point():
-        raise ValueError(f'means are fractions and {x.dtype} cannot hold them; use x.float()')
-    values, labels = x.flatten(), sets.flatten().to(x.device)
+    values, labels = _wide(x).flatten(), sets.flatten().to(x.device)
     K = int(labels.max()) + 1 if len(labels) else 0
-    counts = torch.bincount(labels, minlength=K).to(x.dtype)
-    mean = x.new_zeros(K).index_add(0, labels, values) / counts
-    var = x.new_zeros(K).index_add(0, labels, (values - mean[labels]) ** 2) / counts
-    return mean, var
+    counts = torch.bincount(labels, minlength=K).to(values.dtype)
+    mean = values.new_zeros(K).index_add(0, labels, values) / counts
+    var = values.new_zeros(K).index_add(0, labels, (values - mean[labels]) ** 2) / counts
+    return mean.to(x.dtype), var.to(x.dtype)
 
-# %% ../nbs/00_sets.ipynb #7a20c170
+# %% ../nbs/00_sets.ipynb #d4533665
 def normalize_by_sets(
     x: Tensor,  # a batch of any shape
     sets: Tensor,  # the set of each element, as `stat_sets` gives it
     eps: float = 1e-5,  # added to the variance, so that a set of equal numbers is not divided by zero
 ) -> Tensor:  # `x` with mean 0 and variance 1 in every set
     "Every normalization of this book: subtract the mean of the set, divide by its standard deviation."
-    mean, var = set_stats(x, sets)
-    sets = sets.to(x.device)
-    return (x - mean[sets]) / torch.sqrt(var[sets] + eps)
+    wide, sets = _wide(x), sets.to(x.device)
+    mean, var = set_stats(wide, sets)
+    return ((wide - mean[sets]) / torch.sqrt(var[sets] + eps)).to(x.dtype)
 
-# %% ../nbs/00_sets.ipynb #6d53c799
+# %% ../nbs/00_sets.ipynb #47a60150
 def draw_by_hand(
     kind: str,  # which norm
     x: Tensor,  # a batch (N, C, H, W)
@@ -407,11 +414,11 @@ def draw_by_hand(
     kind = norm_kind(kind)
     sets = stat_sets(kind, x.shape, groups)
     mean, var = set_stats(x, sets)
+    std = float(var[number].sqrt())
     fig, axes = _panels(2, 2, x.shape)
     lit = (sets == number).flatten().tolist()
     fills = [_mix(NORM_COLORS[kind], 0.35) if on else '#f4f4f4' for on in lit]
     inks = ['black' if on else '#b0b0b0' for on in lit]
-    std = float(var[number].sqrt())
     for ax, values, decimals, title in (
         (axes[0], x, 0, f'set {number}: mean {mean[number]:g}, variance {var[number]:g}'),
         (axes[1], normalize_by_sets(x, sets, eps=0.0), 2, f'subtract {mean[number]:g}, divide by {std:.3g}'),

@@ -8,7 +8,7 @@ __all__ = ['STRENGTHS', 'SUITS', 'COLUMNS', 'MEASURES', 'STUDIES', 'CLAIMS', 'sa
            'default_jobs', 'run_study', 'Measure', 'Comparison', 'Results', 'Claim', 'Finding', 'get_studies',
            'claims_table']
 
-# %% ../nbs/06_studies.ipynb #3154b01f
+# %% ../nbs/06_studies.ipynb #370240e9
 import contextlib
 import csv
 import difflib
@@ -27,6 +27,7 @@ import threading
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -42,7 +43,7 @@ from scipy import stats
 from .data import DATASETS, DataSet, Split, _unpack, data_folder, load_data, write_atomic
 from .models import MODELS, make_model, save
 from .sets import norm_kind
-from .training import DivergedError, Evaluation, TrainConfig, fit
+from .training import DivergedError, Evaluation, TrainConfig, _data_key, fit
 
 # %% ../nbs/06_studies.ipynb #92b3e227
 def sampling_error(
@@ -84,7 +85,7 @@ def _parse_value(text: str) -> Any:
             return kind(text)
     return text
 
-# %% ../nbs/06_studies.ipynb #eed2d530
+# %% ../nbs/06_studies.ipynb #214afcab
 _OWN_SETTINGS = tuple(f.name for f in fields(TrainConfig) if f.name not in ('seed', 'device', 'l1', 'l2'))
 
 
@@ -141,11 +142,13 @@ class Variant:
                 strengths[name] = float(value) if equals else True
             except ValueError:
                 raise ValueError(f"strength {value!r} in variant {text!r} is no number; write '{name}=3e-4'") from None
-        settings = []
+        settings: list[tuple[str, Any]] = []
         for setting in own:
             key, equals, value = setting.partition('=')
             if not (key and equals and value):
                 raise ValueError(f"setting {setting!r} of variant {text!r} is not understood; write '@batch_size=32'")
+            if key in dict(settings):
+                raise ValueError(f'setting {key!r} of variant {text!r} is there twice; give each once')
             settings.append((key, _parse_value(value)))
         try:
             return cls(norm, int(groups) if groups else None, **strengths, settings=tuple(settings))
@@ -194,7 +197,7 @@ def _check_keys(data: Mapping, allowed: Sequence[str], what: str) -> None:
         if key not in allowed:
             raise ValueError(f'unknown key {key!r} in {what}{_closest(str(key), allowed)}')
 
-# %% ../nbs/06_studies.ipynb #b5f0b3d7
+# %% ../nbs/06_studies.ipynb #58f198a7
 @dataclass(frozen=True)
 class Study:
     "Everything that decides the results of a study, as plain data"
@@ -247,6 +250,8 @@ class Study:
         "The study of `normnotes compare`: the settings that suit a data set (`SUITS`), and your changes"
         name = _data_name(data)
         suits = SUITS.get(name if name in DATASETS else 'image folder', {})
+        if 'train' in changes:  # all that training needs
+            suits = {key: value for key, value in suits.items() if key in [f.name for f in fields(cls)]}
         return cls(data=name, note='Which variant is best?').change(**suits | changes)
 
     def config(
@@ -298,8 +303,7 @@ class Study:
         text: str | Path,  # the text, or a `Path` to read it from
     ) -> 'Study':
         "The study that a JSON text describes"
-        text = text.read_text(encoding='utf-8') if isinstance(text, Path) else text
-        data = json.loads(text)
+        data = json.loads(text.read_bytes() if isinstance(text, Path) else text)
         return cls.from_dict(data.get('study', data))
 
     def change(
@@ -311,7 +315,7 @@ class Study:
         _check_keys(changes, own + [k for k in _OWN_SETTINGS if k not in own], 'the changes of a study')
         train = {k: v for k, v in changes.items() if k not in own and k in shared}
         data = {k: v for k, v in changes.items() if k in own}
-        return replace(self, **({'train': replace(self.train, **train)} | data))
+        return replace(self, train=replace(data.pop('train', self.train), **train), **data)
 
 # %% ../nbs/06_studies.ipynb #6621dc34
 @dataclass(frozen=True)
@@ -360,7 +364,7 @@ def mcnemar(
     p = chance[np.abs(np.arange(-reach, reach + 1)) >= abs(score.sum())].sum()
     return int((a & ~b).sum()), int((b & ~a).sum()), float(min(1, p))
 
-# %% ../nbs/06_studies.ipynb #dc7e3f2b
+# %% ../nbs/06_studies.ipynb #17fc6737
 def seeds_needed(
     effect: float,  # the difference to be found
     sd: float,  # of the differences, seed by seed
@@ -369,12 +373,13 @@ def seeds_needed(
     most: int = 10_000,  # give up beyond
 ) -> int | None:  # None: more than `most`
     "The smallest number of seeds with which a paired comparison finds `effect`"
-    if not effect or not math.isfinite(sd):
+    if not effect or not math.isfinite(effect) or not math.isfinite(sd):
         return None
 
     def found(n: int) -> float:
         limit, shift = stats.t.ppf((1 + level) / 2, n - 1), abs(effect) / sd * math.sqrt(n)
-        return float(stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift))
+        far = stats.nct.cdf(-limit, n - 1, shift)  # scipy has no number for it where it is next to nothing
+        return float(stats.nct.sf(limit, n - 1, shift) + np.nan_to_num(far))
 
     low, high = 2, most
     if sd == 0 or found(low) >= power:
@@ -384,7 +389,7 @@ def seeds_needed(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if not found(middle) < power else (middle, high)
-    return high
+    return high if high < most or not found(most) < power else None
 
 # %% ../nbs/06_studies.ipynb #ccbd759f
 def holm(
@@ -524,7 +529,7 @@ def _differences(old: Mapping, new: Mapping, path: str = '') -> list[str]:
             found.append(f'{path}{key}: {a!r} there, {b!r} now')
     return found
 
-# %% ../nbs/06_studies.ipynb #47a8de01
+# %% ../nbs/06_studies.ipynb #a47e5a4c
 @lru_cache(maxsize=2)
 def _data(name: str, root: str | None) -> DataSet:
     return load_data(name, root, quiet=True)
@@ -558,14 +563,17 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_ONE_AT_A_TIME = threading.Lock()  # threads of one process share torch's generator and its number of threads
+
+
 def _train_run(
-    study: Study, variant: str, seed: int, out: str, root: str | None, device: str | None, threads: int, owner: int
+    study: Study, variant: str, seed: int, out: str, root: str | None, device: str | None, threads: int
 ) -> dict:
     "Train one run; or find that it is finished, or held by another process ('busy'), or fails ('failed')."
-    folder, is_child = _run_folder(Path(out), variant, seed), os.getppid() == owner
+    folder = _run_folder(Path(out), variant, seed)
     result = {'variant': variant, 'seed': seed}
     try:
-        with lock(folder / 'lock') as held, _torch_threads(threads):
+        with _ONE_AT_A_TIME, lock(folder / 'lock') as held, _torch_threads(threads):
             if not held:
                 return result | {'state': 'busy'}
             plan = _plan(study, variant, seed)
@@ -576,12 +584,11 @@ def _train_run(
             rows = _rows(folder / 'history.csv')
 
             def on_epoch(row: dict) -> None:
-                if is_child and os.getppid() != owner:
-                    os._exit(1)  # the process that started this one was killed
                 rows[:] = [r for r in rows if r['epoch'] < row['epoch']] + [row]
                 _write_rows(folder / 'history.csv', rows)
 
             data = _data(study.data, root)
+            images = _data_key(data)
             model = make_model(study.model, Variant.parse(variant).model_norm, data, seed=seed)
             config = study.config(variant, seed, device)
             checkpoint = folder / 'checkpoint.safetensors'
@@ -595,7 +602,9 @@ def _train_run(
                 _write_rows(
                     folder / 'history.csv', [*rows, dict.fromkeys(COLUMNS[3:], math.nan) | {'epoch': error.epoch}]
                 )
-                return result | _finish(folder, 'diverged', plan, _FILES[:1], epoch=error.epoch, message=str(error))
+                return result | _finish(
+                    folder, 'diverged', plan, _FILES[:1], images=images, epoch=error.epoch, message=str(error)
+                )
             _write_rows(folder / 'history.csv', run.history)
             e = run.evaluation
             _write_arrays(
@@ -603,14 +612,14 @@ def _train_run(
                 **{k: getattr(e, k).cpu().numpy() for k in ('predictions', 'confidences', 'losses', 'labels')},
             )
             save(run.model, folder / 'weights.safetensors')
-            return result | _finish(folder, 'done', plan, _FILES)
+            return result | _finish(folder, 'done', plan, _FILES, images=images)
     except Exception as error:
         with contextlib.suppress(OSError):
             write_atomic(folder / 'error.txt', traceback.format_exc())
         text = _cannot_write(folder, error) if isinstance(error, OSError) else f'{type(error).__name__}: {error}'
         return result | {'state': 'failed', 'message': text.splitlines()[0], 'fatal': isinstance(error, OSError)}
 
-# %% ../nbs/06_studies.ipynb #5af40aad
+# %% ../nbs/06_studies.ipynb #0e3034dd
 def _machine() -> dict:
     from importlib.metadata import version
 
@@ -648,7 +657,7 @@ def find_studies(
     folder = Path(folder)
     if (folder / 'study.json').exists():
         return [folder]
-    return sorted(path.parent for path in folder.rglob('study.json') if 'runs' not in path.relative_to(folder).parts)
+    return sorted(path.parent for path in folder.rglob('study.json'))
 
 
 def _only_tables(folder: Path) -> bool:
@@ -663,7 +672,7 @@ def _open_folder(study: Study, out: Path) -> None:
     if _only_tables(out):
         raise StudyError(f'{out} holds tables without the runs they came from; choose another folder')
     with lock(out / 'runs' / 'lock', wait=True):
-        merged = study
+        merged, made_with = study, _machine()
         if (out / 'study.json').exists():
             old = read_study(out)
             same = {k: v for k, v in study.to_dict().items() if k not in ('name', 'note', 'variants', 'seeds')}
@@ -677,11 +686,15 @@ def _open_folder(study: Study, out: Path) -> None:
                 variants=tuple(dict.fromkeys(old.variants + study.variants)),
                 seeds=tuple(sorted({*old.seeds, *study.seeds})),
             )
-            if merged == old:
+            first = json.loads((out / 'study.json').read_bytes()).get('made_with', {})
+            machines = [{k: v for k, v in first.items() if k != 'and'}, *first.get('and', [])]
+            if made_with not in machines and not all(_status(_run_folder(out, *run)) for run in study.runs()):
+                machines.append(made_with)  # the study goes on elsewhere, or with other versions
+            made_with = machines[0] | ({'and': machines[1:]} if machines[1:] else {})
+            if merged == old and made_with == first:
                 return
-        write_atomic(
-            out / 'study.json', json.dumps({'study': merged.to_dict(), 'made_with': _machine()}, indent=1) + '\n'
-        )
+        about = {'study': merged.to_dict(), 'made_with': made_with}
+        write_atomic(out / 'study.json', json.dumps(about, indent=1) + '\n')
     slugs = [Variant.parse(v).slug.lower() for v in merged.variants]
     assert len(set(slugs)) == len(slugs)
 
@@ -826,7 +839,7 @@ class _Display:
             flush=True,
         )
 
-# %% ../nbs/06_studies.ipynb #bf6dd2cc
+# %% ../nbs/06_studies.ipynb #1b5dd5ac
 def default_jobs(
     runs: int = 1_000_000,  # how many there are to do
     device: str | None = None,  # where they are trained
@@ -853,10 +866,19 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _train_elsewhere(study: dict, *more: Any) -> dict:
+def _end_with(owner: int) -> None:
+    "End this process when the one that started it is gone: killed, it leaves no worker behind."
+    while os.getppid() == owner:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _train_elsewhere(owner: int, study: dict, *more: Any) -> dict:
     "`_train_run` in another process, which is sent plain data and finds the rest by import."
     from normnotes import studies
 
+    if os.getppid() == owner and not any(thread.name == 'end with the owner' for thread in threading.enumerate()):
+        threading.Thread(target=studies._end_with, args=(owner,), name='end with the owner', daemon=True).start()
     return studies._train_run(studies.Study.from_dict(study), *more)
 
 
@@ -875,7 +897,7 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
     with parallel_config(backend=backend or 'loky'):
         with _no_interrupt():
             results = Parallel(n_jobs=jobs, batch_size=1, return_as='generator_unordered' if as_they_end else 'list')(
-                delayed(_train_elsewhere)(study.to_dict(), *more) for study, *more in calls
+                delayed(_train_elsewhere)(os.getpid(), study.to_dict(), *more) for study, *more in calls
             )
         yield from results
     if backend in (None, 'loky'):  # joblib would keep its idle workers, and their memory, for five minutes
@@ -883,7 +905,7 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
 
         get_reusable_executor().shutdown(wait=True)
 
-# %% ../nbs/06_studies.ipynb #f73c0609
+# %% ../nbs/06_studies.ipynb #2406ffb5
 def run_study(
     study: Study,
     out: str | os.PathLike | None = None,  # the study's folder; 'runs/NAME' unless given
@@ -916,14 +938,16 @@ def run_study(
         waiting = [run for run in study.runs() if not _status(_run_folder(out, *run))]
         trains = bool(waiting)
         if trains:
-            _data(study.data, root)  # found, downloaded and checked once, before anybody trains
+            if study.data not in DATASETS:
+                _data.cache_clear()  # the folder may have changed since
+            _check_images(study, out, _data_key(_data(study.data, root)))  # found once, before anybody trains
         if jobs is None:
             jobs = -1 if backend else default_jobs(len(waiting), device)
         try:
             while waiting:
                 busy = []
                 for outcome in _outcomes(
-                    [(study, *run, str(out), root, device, threads, os.getpid()) for run in waiting], jobs, backend
+                    [(study, *run, str(out), root, device, threads) for run in waiting], jobs, backend
                 ):
                     run, state = (outcome['variant'], outcome['seed']), outcome['state']
                     for text in dict.fromkeys(outcome.get('warnings', ())):
@@ -935,8 +959,8 @@ def run_study(
                         if outcome['fatal']:  # no disk to write to: the other runs would fail as well
                             raise StudyError(outcome['message'])
                 waiting = busy
-                if waiting:
-                    time.sleep(1)  # another process has them; should it die, its locks are free
+                while waiting and not any(_is_free(out, *run) for run in waiting):
+                    time.sleep(1)  # another process has them; when it ends, or dies, its locks are free
         except _worker_deaths() as error:
             text = f'a worker process died ({type(error).__name__}: out of memory?); use fewer jobs, {_KEPT}'
             raise StudyError(text) from error
@@ -956,6 +980,12 @@ def run_study(
     return results
 
 
+def _is_free(out: Path, variant: str, seed: int) -> bool:
+    "Whether no process is at work on a run."
+    with lock(_run_folder(out, variant, seed) / 'lock') as held:
+        return held
+
+
 def _check_finished(study: Study, out: Path) -> None:
     "A finished run that is met again was made with these settings."
     for variant, seed in study.runs():
@@ -965,6 +995,15 @@ def _check_finished(study: Study, out: Path) -> None:
                 f'{_run_folder(out, variant, seed)} was made with other settings ({"; ".join(found[:3])}); '
                 'choose another folder'
             )
+
+
+def _check_images(study: Study, out: Path, key: str) -> None:
+    "Finished runs were trained on the images that the next ones will see."
+    for run in study.runs():
+        status = _status(_run_folder(out, *run))
+        if status and status.get('images', key) != key:
+            raise StudyError(f'the images of {study.data} are not those that {_run_folder(out, *run)} was trained on; '
+                             'choose another folder')
 
 
 def _worker_deaths() -> tuple[type[BaseException], ...]:
@@ -1015,7 +1054,7 @@ def _measure(name: str) -> Measure:
         raise ValueError(f'unknown measure {name!r}{_closest(name, list(MEASURES))}')
     return MEASURES[name]
 
-# %% ../nbs/06_studies.ipynb #d738ad5b
+# %% ../nbs/06_studies.ipynb #b958ec08
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed and image by image"
@@ -1071,7 +1110,7 @@ class Comparison:
         word = {'': 'higher', 'higher': 'better', 'lower': 'better'}[m.better]
         if m.better == 'lower':
             first, second = second, first
-        digits = next(d for d in range(m.digits, 12) if low >= 0.5 * 10**-d)
+        digits = next((d for d in range(m.digits, 12) if low >= 0.5 * 10**-d), 12)
         unit, what = m.unit and f' {m.unit}', '' if self.measure == 'test_acc' else f' in {m.label}'
         text = f'{first} is {word} than {second} by {abs(e.mean):.{digits}f}{unit}{what}'
         text += f', 95 % interval {low:.{digits}f} to {high:.{digits}f}'
@@ -1176,7 +1215,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #c1d5c882
+# %% ../nbs/06_studies.ipynb #bedf6bd5
 class Results:
     "What the runs of a study gave"
 
@@ -1205,7 +1244,7 @@ class Results:
         try:
             from_runs = (folder / 'runs').exists() and not _only_tables(folder)
             history, evaluations = (_from_runs if from_runs else _from_tables)(folder, study)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise StudyError(
                 f'the tables in {folder} cannot be read ({error}), and there are no runs to rebuild them from'
             ) from None
@@ -1253,6 +1292,7 @@ class Results:
             f'Measured on {where} with Python {made["python"]} and torch {made["torch"]}: the quickest epoch of a '
             f'variant took {quickest.min():.1f} to {quickest.max():.1f} seconds; at such a pace, one after the other, '
             f'all {len(nets)} nets take {every}.'
+            + ' Some were trained on another machine, or with other versions.' * ('and' in made)
         )
 
     @property
@@ -1332,13 +1372,13 @@ class Results:
                 raise ValueError(f'no variant {variant!r} in this study{_closest(variant, self.study.variants)}')
         values = self.values(measure)
         differences = (values[a] - values[b]).dropna()
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {'step': self.step if _measure(measure).unit == 'points' else 0.0}
         seeds = [s for s in differences.index if (a, s) in self.evaluations and (b, s) in self.evaluations]
         if seeds and measure == 'test_acc':
             right = [np.stack([_right(self.evaluations[v, s]) for s in seeds]) for v in (a, b)]
             only_a, only_b, p = mcnemar(*right)
-            more = {'only_a': only_a, 'only_b': only_b, 'p_images': p, 'step': 100 / right[0].shape[1]}
-        return Comparison(a, b, measure, {int(s): float(d) for s, d in differences.items()}, **more)
+            more |= {'only_a': only_a, 'only_b': only_b, 'p_images': p}
+        return Comparison(a, b, measure, {int(s): round(float(d), 10) for s, d in differences.items()}, **more)
 
     def comparisons(
         self,
@@ -1591,18 +1631,18 @@ class Results:
                     _draw(paths, path, lambda e=evaluation, t=title: plot_misclassified(e, data, title=t))  # type: ignore[misc]
         return paths
 
-# %% ../nbs/06_studies.ipynb #45bc8d74
+# %% ../nbs/06_studies.ipynb #ce509d8a
 def _against(results: Results, variant: str, number: float, measure: str) -> Comparison:
     "A variant and a fixed number, seed by seed, and on the test images where the measure is the test accuracy."
     differences = (results.values(measure)[variant] - number).dropna()
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {'step': results.step if _measure(measure).unit == 'points' else 0.0}
     right = [_right(results.evaluations[variant, s]) for s in differences.index if (variant, s) in results.evaluations]
     if measure == 'test_acc' and right and 0 <= number <= 100:
         images = len(right[0])
         hits = round(float(np.mean(right)) * images)  # each image once, however many seeds
-        more = {'step': 100 / images, 'p_images': float(stats.binomtest(hits, images, number / 100).pvalue)}
+        more |= {'p_images': float(stats.binomtest(hits, images, number / 100).pvalue)}
     return Comparison(
-        variant, _number_text(number), measure, {int(s): float(d) for s, d in differences.items()}, **more
+        variant, _number_text(number), measure, {int(s): round(float(d), 10) for s, d in differences.items()}, **more
     )
 
 
@@ -1672,7 +1712,7 @@ class Finding:
     verdict: str  # 'holds', 'does not hold', 'cannot be told' or 'not tested'; with a reservation, if there is one
     effect: str  # each difference with its 95 % interval
 
-# %% ../nbs/06_studies.ipynb #fc713146
+# %% ../nbs/06_studies.ipynb #212e2151
 def _rate(batch_size: int) -> float:
     return TrainConfig.lr * batch_size / TrainConfig.batch_size
 
@@ -1850,7 +1890,9 @@ def get_studies(
         return [STUDIES[name]]
     if name.endswith('.json'):
         try:
-            data = json.loads(Path(name).read_text(encoding='utf-8'))
+            data = json.loads(Path(name).read_bytes())  # UTF-8, or the UTF-16 of some shells
+            if data == []:
+                raise ValueError('its list is empty')
             return [Study.from_dict(d.get('study', d)) for d in (data if isinstance(data, list) else [data])]
         except FileNotFoundError:
             raise ValueError(f'there is no file {name!r}') from None

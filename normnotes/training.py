@@ -82,7 +82,7 @@ def percent_zero(
     w = _flat(model, include).detach()
     return 100 * int((w.abs() <= up_to).sum()) / max(w.numel(), 1)
 
-# %% ../nbs/04_training.ipynb #13480775
+# %% ../nbs/04_training.ipynb #692a90ed
 _CHOICES: dict[str, tuple] = {
     'optimizer': ('sgd', 'adamw'), 'schedule': ('one-cycle', 'step', 'cosine', 'constant'),
     'l1_mode': ('penalty', 'proximal'), 'l2_mode': ('decay', 'penalty'), 'penalize': ('weights', 'all'),
@@ -121,7 +121,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
+            if not any(type(getattr(self, name)) is type(one) and getattr(self, name) == one for one in allowed):
                 raise ValueError(f'{name}={getattr(self, name)!r} is not known; '
                                  f'use one of {", ".join(map(repr, allowed))}')
         for name in (*_RANGES, 'seed'):
@@ -200,7 +200,7 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum,
                            nesterov=config.nesterov and config.momentum > 0)
 
-# %% ../nbs/04_training.ipynb #38947b79
+# %% ../nbs/04_training.ipynb #aa4168f7
 @dataclass
 class Evaluation:
     "What a model says about every image of a split"
@@ -223,6 +223,23 @@ class Evaluation:
         return f'Evaluation({len(self.labels):,} images, accuracy {self.accuracy:.2f} %, loss {self.loss:.4f})'
 
 
+def _fits(images: Tensor, count: int) -> int:
+    "How many images to send through a model at once: `count`, or fewer where they are large"
+    return max(1, min(count, 2**22 // max(1, images[:1].numel())))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    "Evaluation mode; each layer gets its own mode back, also one that was frozen before."
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,  # the model; evaluated where it is, in evaluation mode
@@ -230,7 +247,7 @@ def evaluate(
     *,
     mean: tuple[float, ...] | None = None,  # of a split: what the model was trained with
     std: tuple[float, ...] | None = None,  # likewise
-    batch_size: int = 500,  # images at a time; changes the last bits at most
+    batch_size: int = 500,  # images at a time, fewer if they are large; changes the last bits at most
 ) -> Evaluation:  # on the CPU
     "Predictions, confidences and losses for every image, in order"
     if isinstance(data, DataSet):
@@ -240,16 +257,14 @@ def evaluate(
     if mean is None or std is None:
         raise ValueError('a split needs mean= and std=; or give the whole data set')
     device = next((p.device for p in model.parameters()), split.images.device)
-    was_training, parts = model.training, []
-    model.eval()
-    try:
+    batch_size = _fits(split.images, batch_size)
+    parts = []
+    with _evaluating(model):
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
             logits = model(normalize(images.to(device), mean, std)).float()
             confidences, predictions = logits.softmax(1).max(1)
             losses = F.cross_entropy(logits, labels.to(device), reduction='none')
             parts.append((predictions, confidences, losses))
-    finally:
-        model.train(was_training)
     predictions, confidences, losses = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     return Evaluation(predictions, confidences, losses, split.labels.cpu())
 
@@ -468,7 +483,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.close()
 
-# %% ../nbs/04_training.ipynb #9ce55636
+# %% ../nbs/04_training.ipynb #92cfc279
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
     "SIGTERM leaves as Ctrl-C does, through the open `finally` clauses, with exit status 143"
@@ -490,12 +505,11 @@ def _warn_of_penalty(model: nn.Module, data: DataSet, config: TrainConfig) -> No
     if not config.l1 and not config.l2:
         return
     device = next(model.parameters()).device
-    images, labels = data.train.images[:512].to(device), data.train.labels[:512].to(device)
-    was_training = model.training
-    with torch.no_grad():
-        loss = F.cross_entropy(model.eval()(normalize(images, data.mean, data.std)).float(), labels).item()
+    count = _fits(data.train.images, 512)
+    images, labels = data.train.images[:count].to(device), data.train.labels[:count].to(device)
+    with torch.no_grad(), _evaluating(model):
+        loss = F.cross_entropy(model(normalize(images, data.mean, data.std)).float(), labels).item()
         sizes = {'l1': l1_penalty(model, config.penalize).item(), 'l2': l2_penalty(model, config.penalize).item()}
-    model.train(was_training)
     for name, text in {'l1': 'Σ|w|', 'l2': 'Σw²/2'}.items():
         strength, size, share = getattr(config, name), sizes[name], 1.
         if name == 'l1' and config.l1_mode == 'proximal' and config.optimizer == 'sgd':
@@ -540,12 +554,8 @@ def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int, a
 def _check_classes(model: nn.Module, data: DataSet) -> None:
     "Refuse a model whose scores do not fit the classes"
     device = next(model.parameters()).device
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            scores = model.eval()(normalize(data.train.images[:2].to(device), data.mean, data.std)).shape[1]
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), _evaluating(model):
+        scores = model(normalize(data.train.images[:2].to(device), data.mean, data.std)).shape[1]
     if scores != data.num_classes:
         raise ValueError(f'the model gives {scores} scores an image, and {data.name!r} has {data.num_classes} classes; '
                          f'build the model with num_classes={data.num_classes}')
@@ -556,15 +566,12 @@ def _channels_last(model: nn.Module, data: DataSet, amp: bool) -> None:
     device = next(model.parameters()).device
     if device.type != 'cpu' or (amp and any(isinstance(m, nn.GroupNorm) for m in model.modules())):
         return
-    was_training = model.training
     model.to(memory_format=torch.channels_last)
     try:
-        with torch.no_grad():
-            model.eval()(normalize(data.train.images[:2], data.mean, data.std))
+        with torch.no_grad(), _evaluating(model):
+            model(normalize(data.train.images[:2], data.mean, data.std))
     except RuntimeError:
         model.to(memory_format=torch.contiguous_format)  # a layer cannot
-    finally:
-        model.train(was_training)
 
 # %% ../nbs/04_training.ipynb #e34eba85
 class _Trainer:
@@ -673,24 +680,31 @@ class Run:
     evaluation: Evaluation  # of the test images, after the last epoch
     seconds: float  # of all epochs together, testing included
 
-# %% ../nbs/04_training.ipynb #28a8ae16
+# %% ../nbs/04_training.ipynb #928da04f
+def _sha(*parts: bytes | Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else _bytes(part.cpu()))
+    return digest.hexdigest()[:16]
+
+
+def _data_key(data: DataSet) -> str:
+    "A checksum of all images and labels"
+    tensors = (part for split in (data.train, data.test) for part in (split.images, split.labels))
+    return _sha(repr((data.name, data.mean, data.std)).encode(), *tensors)
+
+
 def _describe(model: nn.Module, data: DataSet, config: TrainConfig, device: torch.device) -> dict[str, Any]:
     "What a checkpoint must share with a run to belong to it"
-    def sha(*parts) -> str:
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part if isinstance(part, bytes) else _bytes(part.cpu()))
-        return digest.hexdigest()[:16]
-    splits = (data.train, data.test)
     # a name such as 'light' and what it stands for are one
     settings = config.to_dict() | {'augment': asdict(Augment.parse(config.augment))}
+    state = model.state_dict()
     del settings['device']  # 'machine' has the one that was chosen
     return {
         'config': json.loads(json.dumps(settings)),
-        'model': sha(repr(model).encode(), repr([(n, tuple(t.shape)) for n, t in model.state_dict().items()]).encode()),
-        'data': sha(repr((data.name, data.mean, data.std)).encode(),
-                    *(part for split in splits for part in (split.images, split.labels))),
-        'start': sha(*(t.detach().float() for t in model.state_dict().values())),
+        'model': _sha(repr(model).encode(), repr([(n, tuple(t.shape)) for n, t in state.items()]).encode()),
+        'data': _data_key(data),
+        'start': _sha(*(t.detach().float() for t in state.values())),
         'machine': f'torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads'}
 
 # %% ../nbs/04_training.ipynb #b8b3b2b1

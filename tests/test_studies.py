@@ -214,14 +214,49 @@ def test_seeds_and_variants_are_added_and_nothing_else(tiny, run, tmp_path):
         run(tiny.change(lr=0.2), out)
 
 
+def test_changed_images_are_not_compared_with_the_old_ones(pictures, tmp_path):
+    folder, cache = tmp_path / 'pictures', tmp_path / 'cache'
+    shutil.copytree(pictures, folder)
+    train = TrainConfig(epochs=1, batch_size=64, augment='none')
+    study = Study('changing', str(folder), variants='bn', seeds=1, train=train)
+    options = {'jobs': 1, 'progress': 'none', 'figures': False, 'root': cache}
+    run_study(study, tmp_path / 'out', **options)
+    for number, path in enumerate(sorted((folder / 'test/3').iterdir())[:3]):
+        path.rename(folder / f'test/4/moved{number}.png')
+    with pytest.raises(StudyError, match=r'the images of .* are not those that .*bn-s0 was trained on'):
+        run_study(study.change(variants='bn,ln'), tmp_path / 'out', **options)
+    assert not run_study(study.change(variants='bn,ln'), tmp_path / 'new', **options).missing
+
+
+def test_a_study_that_goes_on_elsewhere_says_so(tiny, run, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    run(tiny.change(seeds=1, epochs=1), out)
+    made = json.loads((out / 'study.json').read_text())['made_with']
+    monkeypatch.setattr(studies, '_machine', lambda: made | {'gpu': 'another'})
+    run(tiny.change(seeds=1, epochs=1), out)  # nothing is trained
+    assert json.loads((out / 'study.json').read_text())['made_with'] == made
+    results = run(tiny.change(seeds=2, epochs=1), out)
+    assert results.made_with == made | {'and': [made | {'gpu': 'another'}]}
+    assert results.told.endswith('Some were trained on another machine, or with other versions.')
+
+
+def test_reports_find_studies_wherever_they_are(tiny, run, tmp_path, undisturbed):
+    shutil.copytree(undisturbed, tmp_path / 'runs/compare')
+    assert studies.find_studies(tmp_path) == [tmp_path / 'runs/compare']
+    shutil.rmtree(tmp_path / 'runs/compare/runs')
+    for damage in (b'', b'no zip'):
+        (tmp_path / 'runs/compare/mistakes.npz').write_bytes(damage)
+        with pytest.raises(StudyError, match='compare cannot be read'):
+            Results.load(tmp_path / 'runs/compare')
+
+
 # Side by side
 
 
 @pytest.mark.parametrize('backend', ['loky', 'threading'])
 def test_jobs_do_not_change_results(tiny, run, tmp_path, undisturbed, backend):
-    run(tiny, tmp_path / 'out', jobs=2, backend=backend)
-    if backend == 'loky':  # threads share the numbers that dropout draws, so only processes are exact
-        assert_same(tmp_path / 'out', undisturbed)
+    run(tiny, tmp_path / 'out', jobs=2, backend=backend)  # threads, which share torch's generator, take turns
+    assert_same(tmp_path / 'out', undisturbed)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('distributed'), reason='dask is an optional extra: normnotes[dask]')
