@@ -538,7 +538,7 @@ def param_table(
     elsewhere = total - sum(row.params for row in rows)
     return ParamTable(rows if depth is None else _merge(rows, depth), total, elsewhere)
 
-# %% ../nbs/03_models.ipynb #59d6277e
+# %% ../nbs/03_models.ipynb #460106dc
 def _same_layers(model: nn.Module, fresh: nn.Module) -> bool:
     "Whether two networks have the same layers, and tensors of the same names and shapes."
     def shapes(m: nn.Module) -> dict[str, torch.Size]:
@@ -621,7 +621,7 @@ def load(
         model = _build(about)
         model.load_state_dict(tensors, assign=True)
         model.notes = about['notes']
-        model.input_shape = tuple(about.get('input_shape', model.input_shape))  # files of the first days have none
+        model.input_shape = tuple(about.get('input_shape', model.input_shape))  # older files have none
     except (ArithmeticError, AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         from normnotes import __version__
 
