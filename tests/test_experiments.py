@@ -76,7 +76,8 @@ def test_the_pixels_of_the_drawn_mistakes_are_stored(folder, results):
     for evaluation in results.evaluations.values():
         assert set(mistakes(evaluation)[:10].tolist()) <= stored
     everyone = {f'{v} {s}': e for (v, s), e in results.evaluations.items() if e.accuracy > 50}
-    assert set(missed_by_all(everyone)[:25].tolist()) <= stored
+    if everyone:  # where all nets guess, no page asks what all of them miss
+        assert set(missed_by_all(everyone)[:25].tolist()) <= stored
 
 
 def test_the_settings_are_those_of_the_preset(results):
