@@ -67,12 +67,8 @@ TRIALS: dict[str, tuple[str, str, dict[str, Any]]] = {  # norm, architecture, ch
 
 def held_out(data: DataSet) -> DataSet:
     "5,000 training images as the test set, the others to train on"
-    order = torch.randperm(len(data.train.labels), generator=torch.Generator().manual_seed(123))
-
-    def take(chosen: torch.Tensor):
-        return replace(data.train, images=data.train.images[chosen], labels=data.train.labels[chosen])
-
-    return replace(data, train=take(order[5000:]), test=take(order[:5000]))
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(123))
+    return replace(data, train=data.train[order[5000:]], test=data.train[order[:5000]])
 
 
 def main() -> None:

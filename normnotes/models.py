@@ -7,7 +7,7 @@ __all__ = ['ARCHS', 'Norm', 'MODELS', 'Row', 'Arch', 'conv', 'point', 'pool', 'a
            'Dropout', 'TableNet', 'Net', 'CifarNet', 'count_params', 'LayerInfo', 'ParamTable', 'param_table', 'save',
            'load', 'make_model']
 
-# %% ../nbs/03_models.ipynb #031d2ad3
+# %% ../nbs/03_models.ipynb #c0c7b648
 import json
 import os
 import warnings
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .data import seed_generator, write_atomic
-from .norms import default_groups, make_norm
+from .norms import _evaluating, default_groups, make_norm
 from .sets import norm_kind
 
 # %% ../nbs/03_models.ipynb #a78da9c5
@@ -456,7 +456,7 @@ class ParamTable:
         return ('<table><thead>' + line(head, 'th') + '</thead><tbody>' + '\n'.join(line(cells, 'td') for cells in body)
                 + '</tbody><tfoot>' + line(total, 'th') + '</tfoot></table>')
 
-# %% ../nbs/03_models.ipynb #7faace10
+# %% ../nbs/03_models.ipynb #7388bd95
 def _kind(layer: nn.Module) -> str:
     "The class of a layer, with the window of a convolution or pool."
     size = getattr(layer, 'kernel_size', None)
@@ -521,19 +521,15 @@ def param_table(
 
     leaves = [layer for layer in model.modules() if not any(True for _ in layer.children())]
     hooks = [layer.register_forward_hook(watch) for layer in leaves]
-    modes = {layer: layer.training for layer in model.modules()}
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     try:
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(model):
             x = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
             fields[id(x)] = largest
             model(x)
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, mode in modes.items():
-            layer.training = mode
     total = count_params(model)
     elsewhere = total - sum(row.params for row in rows)
     return ParamTable(rows if depth is None else _merge(rows, depth), total, elsewhere)

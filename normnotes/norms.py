@@ -6,12 +6,13 @@
 __all__ = ['over_sets', 'Normalize', 'norm_and_stats', 'GroupNorm', 'LayerNorm2d', 'BatchNorm2d', 'InstanceNorm2d',
            'recompute_stats', 'fold_batchnorm', 'fold_batchnorms', 'default_groups', 'make_norm', 'swap_norms']
 
-# %% ../nbs/01_norms.ipynb #64f68619
+# %% ../nbs/01_norms.ipynb #5a963c4c
 import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -357,8 +358,20 @@ class InstanceNorm2d(_RunningNorm):
             self._track(mean, var, count, self.momentum or 0.)
         return y
 
-# %% ../nbs/01_norms.ipynb #91af3c04
+# %% ../nbs/01_norms.ipynb #781262ae
 _AnyBatchNorm = nn.modules.batchnorm._BatchNorm     # torch.nn's and ours
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    "Evaluation mode; each layer gets its own mode back, also one that was frozen before."
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Pooled:
@@ -380,7 +393,7 @@ class _Pooled:
         self.mean = self.mean + step * (x.shape[1] / count)
         self.count = count
 
-# %% ../nbs/01_norms.ipynb #d7afce3b
+# %% ../nbs/01_norms.ipynb #91145717
 @torch.no_grad()
 def recompute_stats(
     model: nn.Module,  # any model; batch-norm layers of torch.nn and of this chapter are served
@@ -391,7 +404,7 @@ def recompute_stats(
     if not layers:
         return model
     device = next(model.parameters(), layers[0].running_mean).device
-    modes, momenta = {m: m.training for m in model.modules()}, [m.momentum for m in layers]
+    momenta = [m.momentum for m in layers]
     pooled, seen = {m: _Pooled() for m in layers}, 0
 
     def look(m: nn.Module, inputs: tuple, named: dict) -> None:
@@ -400,15 +413,13 @@ def recompute_stats(
     hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in layers]
     counters = [None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for m in layers]
     try:
-        model.eval()
-        for m in layers:
-            m.train().momentum = 0.                        # leaves the running statistics alone
-        for batch in batches:
-            model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
-            seen += 1
+        with _evaluating(model):
+            for m in layers:
+                m.train().momentum = 0.                    # leaves the running statistics alone
+            for batch in batches:
+                model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+                seen += 1
     finally:
-        for m, training in modes.items():
-            m.training = training
         for m, momentum, counter in zip(layers, momenta, counters, strict=True):
             m.momentum = momentum
             if counter is not None:
@@ -472,7 +483,7 @@ def fold_batchnorm(
     folded.bias = nn.Parameter(bias.to(conv.weight.device, conv.weight.dtype), conv.weight.requires_grad)
     return folded
 
-# %% ../nbs/01_norms.ipynb #4db89b93
+# %% ../nbs/01_norms.ipynb #6c62751b
 class _Tracer(fx.Tracer):
     "Follows a model down to layers; the layers of this chapter are not looked into."
 
@@ -504,10 +515,9 @@ def fold_batchnorms(
         if not (isinstance(bn, _AnyBatchNorm) and isinstance(before, fx.Node) and before.op == 'call_module'):
             continue
         conv_name = str(before.target)
-        conv = folded.get_submodule(conv_name)
+        conv: Any = folded.get_submodule(conv_name)
         once = len(before.users) == 1 and calls[bn_name] == calls[conv_name] == 1
-        if (once and isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-                and not _does_more(conv, *_CONV_FORWARDS) and not _does_more(bn, *_BN_FORWARDS)):
+        if once and not _does_more(conv, *_CONV_FORWARDS) and not _does_more(bn, *_BN_FORWARDS):
             _put(folded, conv_name, fold_batchnorm(conv, bn))
             _put(folded, bn_name, nn.Identity())
     return folded

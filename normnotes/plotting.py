@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'ORDERS', 'STATS', 'variant_style', 'save_figure', 'record
            'layer_sparsity', 'plot_activations', 'running_stats', 'plot_running_stats', 'variance_parts',
            'record_norm_inputs']
 
-# %% ../nbs/05_plotting.ipynb #7d0740e7
+# %% ../nbs/05_plotting.ipynb #d0b979d8
 import io
 import math
 import re
@@ -35,6 +35,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .data import normalize, write_atomic
+from .norms import _evaluating
 from .sets import NORM_COLORS, norm_kind
 
 # %% ../nbs/05_plotting.ipynb #1faefef5
@@ -208,7 +209,7 @@ def _short(names: Sequence[str]) -> list[str]:
             parts = [p[1:] if end == 0 else p[:-1] for p in parts]
     return ['.'.join(p) for p in parts]
 
-# %% ../nbs/05_plotting.ipynb #ef491130
+# %% ../nbs/05_plotting.ipynb #39174460
 @contextmanager
 def _watching(
     model: nn.Module,
@@ -216,7 +217,6 @@ def _watching(
     look: Callable[[str, Tensor, Tensor], None],  # called with the name, the input and the output of each
 ) -> Iterator[None]:
     "Watch layers of a model in evaluation mode without gradients, and leave the model as it was."
-    modes = {module: module.training for module in model.modules()}
 
     def hook(name: str) -> Callable[..., None]:
         def after(module: nn.Module, inputs: tuple, output: Any) -> None:
@@ -227,14 +227,11 @@ def _watching(
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
-        model.eval()  # or batch norm would move its running statistics
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(model):  # or batch norm would move its running statistics
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def _device(model: nn.Module) -> torch.device:

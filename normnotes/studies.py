@@ -905,7 +905,7 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
 
         get_reusable_executor().shutdown(wait=True)
 
-# %% ../nbs/06_studies.ipynb #2406ffb5
+# %% ../nbs/06_studies.ipynb #6c78f158
 def run_study(
     study: Study,
     out: str | os.PathLike | None = None,  # the study's folder; 'runs/NAME' unless given
@@ -930,17 +930,17 @@ def run_study(
         _open_folder(study, out)
     except OSError as error:
         raise StudyError(_cannot_write(out, error)) from None
-    _check_finished(study, out)
+    done = _finished(study, out)
 
     root = None if root is None else str(Path(root).absolute())
     failed: dict[tuple[str, int], str] = {}
     with _Display(study, out, kind) as display:
-        waiting = [run for run in study.runs() if not _status(_run_folder(out, *run))]
+        waiting = [run for run in study.runs() if run not in done]
         trains = bool(waiting)
         if trains:
             if study.data not in DATASETS:
                 _data.cache_clear()  # the folder may have changed since
-            _check_images(study, out, _data_key(_data(study.data, root)))  # found once, before anybody trains
+            _check_images(study, done, out, _data(study.data, root))  # found once, before anybody trains
         if jobs is None:
             jobs = -1 if backend else default_jobs(len(waiting), device)
         try:
@@ -986,8 +986,9 @@ def _is_free(out: Path, variant: str, seed: int) -> bool:
         return held
 
 
-def _check_finished(study: Study, out: Path) -> None:
-    "A finished run that is met again was made with these settings."
+def _finished(study: Study, out: Path) -> dict[tuple[str, int], dict]:  # from a run to its status
+    "The finished runs; one that is met again was made with these settings."
+    done = {}
     for variant, seed in study.runs():
         status, plan = _status(_run_folder(out, variant, seed)), json.loads(json.dumps(_plan(study, variant, seed)))
         if status and (found := _differences(status['plan'], plan)):
@@ -995,13 +996,16 @@ def _check_finished(study: Study, out: Path) -> None:
                 f'{_run_folder(out, variant, seed)} was made with other settings ({"; ".join(found[:3])}); '
                 'choose another folder'
             )
+        if status:
+            done[variant, seed] = status
+    return done
 
 
-def _check_images(study: Study, out: Path, key: str) -> None:
+def _check_images(study: Study, done: Mapping[tuple[str, int], dict], out: Path, data: DataSet) -> None:
     "Finished runs were trained on the images that the next ones will see."
-    for run in study.runs():
-        status = _status(_run_folder(out, *run))
-        if status and status.get('images', key) != key:
+    key = _data_key(data)
+    for run, status in done.items():
+        if status.get('images', key) != key:
             raise StudyError(f'the images of {study.data} are not those that {_run_folder(out, *run)} was trained on; '
                              'choose another folder')
 

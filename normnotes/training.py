@@ -6,7 +6,7 @@
 __all__ = ['penalized', 'l1_penalty', 'l2_penalty', 'shrink', 'percent_zero', 'TrainConfig', 'learning_rate', 'make_optimizer',
            'Evaluation', 'evaluate', 'DivergedError', 'Run', 'fit']
 
-# %% ../nbs/04_training.ipynb #0df8b25c
+# %% ../nbs/04_training.ipynb #d4ea2631
 import hashlib
 import json
 import math
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Augment, Batches, DataSet, Split, normalize, seed_generator, write_atomic
+from .norms import _evaluating
 
 # %% ../nbs/04_training.ipynb #ebf27901
 def penalized(
@@ -200,7 +201,7 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum,
                            nesterov=config.nesterov and config.momentum > 0)
 
-# %% ../nbs/04_training.ipynb #aa4168f7
+# %% ../nbs/04_training.ipynb #85fc2232
 @dataclass
 class Evaluation:
     "What a model says about every image of a split"
@@ -226,18 +227,6 @@ class Evaluation:
 def _fits(images: Tensor, count: int) -> int:
     "How many images to send through a model at once: `count`, or fewer where they are large"
     return max(1, min(count, 2**22 // max(1, images[:1].numel())))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    "Evaluation mode; each layer gets its own mode back, also one that was frozen before."
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @torch.no_grad()
