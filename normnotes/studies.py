@@ -1219,7 +1219,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #bedf6bd5
+# %% ../nbs/06_studies.ipynb #09d516de
 class Results:
     "What the runs of a study gave"
 
@@ -1291,7 +1291,8 @@ class Results:
         quickest = self.history.groupby('variant').seconds.min()
         total = sum(len(rows) * quickest[variant] for (variant, _), rows in nets)
         where = made['gpu'] or f'a CPU ({made["machine"]}, {made["cpus"]} cores)'
-        every = f'{total / 3600:.1f} hours' if total >= 5400 else f'{total / 60:.0f} minutes'
+        every = next(f'{total / size:.{digits}f} {unit}' for unit, size, digits in
+                     (('hours', 3600, 1), ('minutes', 60, 0), ('seconds', 1, 0)) if total >= 1.5 * size or size == 1)
         return (
             f'Measured on {where} with Python {made["python"]} and torch {made["torch"]}: the quickest epoch of a '
             f'variant took {quickest.min():.1f} to {quickest.max():.1f} seconds; at such a pace, one after the other, '
@@ -1608,7 +1609,9 @@ class Results:
             panel.plot([ticks.index(x) + beside for x in means.index], means, **style, markersize=7, label=norm)
         panel.set_yscale('log')
         panel.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
-        panel.yaxis.set_minor_formatter(lambda value, _: f'{value:g}' if f'{value:.0e}'[0] in '25' else '')
+        low, high = panel.get_ylim()
+        labelled = '25' if high > 10 * low else '23456789'  # or an axis within a decade may show no number
+        panel.yaxis.set_minor_formatter(lambda value, _: f'{value:g}' if f'{value:.0e}'[0] in labelled else '')
         panel.set(xticks=range(len(ticks)), xticklabels=[_number_text(float(x)) for x in ticks])
         panel.set(xlabel=label or key, ylabel='test error (%)')
         panel.legend(frameon=False)

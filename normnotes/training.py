@@ -472,7 +472,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.close()
 
-# %% ../nbs/04_training.ipynb #92cfc279
+# %% ../nbs/04_training.ipynb #d9219e85
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
     "SIGTERM leaves as Ctrl-C does, through the open `finally` clauses, with exit status 143"
@@ -510,7 +510,7 @@ def _warn_of_penalty(model: nn.Module, data: DataSet, config: TrainConfig) -> No
                 product += f' times 1 - momentum={share:g}'
             warnings.warn(f'the {name.upper()} penalty starts at {share * strength * size:,.3g} ({product}) '
                           f'beside a loss of {loss:.2f}: '
-                          'training will shrink the weights and learn little else; '
+                          'training will first of all shrink the weights; '
                           f'try {name}={weaker:g}, which starts at a twentieth of the loss', stacklevel=3)
 
 
