@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +35,15 @@ def whole_seeds(results: Results, as_data: str | None) -> Results:
 def drawn_images(kept: Results, data: DataSet, most: int) -> np.ndarray:
     "The numbers of the test images that a page may draw"
     chosen: set[int] = set()
-
-    def keep(found: Sequence[int]) -> None:
-        chosen.update(int(number) for number in found)
-
     for evaluation in kept.evaluations.values():
         assert (evaluation.labels == data.test.labels).all(), 'these runs had other test images'
-        keep(mistakes(evaluation)[:most])
-        keep(mistakes(evaluation, 'index')[:10])
+        chosen.update(mistakes(evaluation)[:most])
+        chosen.update(mistakes(evaluation, 'index')[:10])
     everyone = {f'{variant} {seed}': e for (variant, seed), e in kept.evaluations.items()}
     able = {name: e for name, e in everyone.items() if e.accuracy > 50}  # one that always says 0 gets every 0 right
     groups = [everyone, able, *({n: e for n, e in able.items() if n.endswith(f' {s}')} for s in kept.study.seeds)]
     for group in filter(None, groups):
-        keep(missed_by_all(group)[:25])
+        chosen.update(missed_by_all(group)[:25])
     return np.array(sorted(chosen), dtype=np.int32)
 
 

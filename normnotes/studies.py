@@ -1219,7 +1219,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #09d516de
+# %% ../nbs/06_studies.ipynb #b343bb3d
 class Results:
     "What the runs of a study gave"
 
@@ -1291,8 +1291,8 @@ class Results:
         quickest = self.history.groupby('variant').seconds.min()
         total = sum(len(rows) * quickest[variant] for (variant, _), rows in nets)
         where = made['gpu'] or f'a CPU ({made["machine"]}, {made["cpus"]} cores)'
-        every = next(f'{total / size:.{digits}f} {unit}' for unit, size, digits in
-                     (('hours', 3600, 1), ('minutes', 60, 0), ('seconds', 1, 0)) if total >= 1.5 * size or size == 1)
+        every = f'{total / 3600:.1f} hours' if total >= 5400 else f'{total / 60:.0f} minutes'
+        every = every if total >= 90 else f'{total:.0f} seconds'
         return (
             f'Measured on {where} with Python {made["python"]} and torch {made["torch"]}: the quickest epoch of a '
             f'variant took {quickest.min():.1f} to {quickest.max():.1f} seconds; at such a pace, one after the other, '
