@@ -24,7 +24,8 @@ def absolute_links(readme: str) -> str:
     "The README with its relative links made absolute: a package index shows it far from the repository."
     raw = repository.replace("github.com", "raw.githubusercontent.com")
     readme = re.sub(r"(!\[[^]]*\]\(|<img src=\")(?![a-z]+:|#)", rf"\g<1>{raw}/{cfg['branch']}/", readme)
-    return re.sub(r"((?<!!)\[[^]]*\]\()(?![a-z]+:|#)", rf"\g<1>{repository}/blob/{cfg['branch']}/", readme)
+    link = r"((?<!!)\[(?:!\[[^]]*\]\([^)]*\)|[^]])*\]\()(?![a-z]+:|#)"  # also one round a picture, as badges have it
+    return re.sub(link, rf"\g<1>{repository}/blob/{cfg['branch']}/", readme)
 
 
 setup(

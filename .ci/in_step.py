@@ -3,9 +3,9 @@
 
     python .ci/in_step.py
 
-Exports the package and cleans the notebooks; writes nbs/nbdev.yml from settings.ini, the Colab cells of the
-notebooks from settings.ini, nbs/reference/ from the package, and README.md from nbs/index.ipynb. Needs git and
-nbdev, but no Quarto. A tree that was in step is left untouched.
+Exports the package and cleans the notebooks; from settings.ini it writes nbs/nbdev.yml and the cells of the notebooks
+that hold an address, from the package nbs/reference/, and README.md from nbs/index.ipynb. Needs git and nbdev, but no
+Quarto. A tree that was in step is left untouched.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,10 @@ def settings() -> dict[str, str]:
 
 def repository() -> str:
     return f"https://github.com/{settings()['user']}/{settings()['repo']}"
+
+
+def site() -> str:
+    return settings()["doc_host"] + settings()["doc_baseurl"]
 
 
 def tree() -> str:
@@ -72,12 +77,16 @@ def cell(name: str, kind: str, source: str) -> dict:
     return {"cell_type": kind, "id": name, "metadata": {}, "source": source.splitlines(keepends=True), **code}
 
 
-# The Colab cells
+# The cells that hold an address: of the repository, of the site, of Colab
 
 
-def colab_cells(name: str) -> list[dict]:
-    "The two cells after a notebook's title: the badge, and what Colab has to run before the rest."
+def address_cells(name: str) -> list[dict]:
+    "On the front page where the code is; elsewhere the Colab badge, and what Colab has to run before the rest."
     cfg = settings()
+    if name == "index.ipynb":
+        clone = f"```\ngit clone {repository()} && cd {cfg['repo']}\n```"
+        use = f"In a project of your own, `pip install git+{repository()}` is enough."
+        return [cell("address", "markdown", f"{clone}\n\n{use}")]
     colab = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/nbs/{name}"
     badge = (
         f'<a class="colab" href="{colab}">'
@@ -91,19 +100,22 @@ if 'google.colab' in str(get_ipython()):
     !test -d {cfg["repo"]} || git clone -q --depth 1 -b {cfg["branch"]} {repository()}
     %cd -q {cfg["repo"]}/nbs
     %pip install -q '..[book]'"""
+    if name == "20_run_it_yourself.ipynb":  # it installs for itself, anywhere
+        address = f"ADDRESS = 'git+{repository()}'  # of the package, for pip; the book is at {site()}"
+        return [cell("colab", "markdown", badge), cell("address", "code", address)]
     return [cell("colab", "markdown", badge), cell("colab-install", "code", install)]
 
 
-def colab_notebooks() -> list[Path]:
-    "The notebooks that a reader may want to run: chapters, experiments and recipes."
-    return sorted([*(ROOT / "nbs").glob("[0-9]*.ipynb"), *(ROOT / "nbs").glob("recipes.ipynb")])
-
-
-def write_colab_cells() -> None:
-    for path in colab_notebooks():
+def write_address_cells() -> None:
+    "Into the front page, and the notebooks that a reader may want to run: chapters, experiments and recipes."
+    nbs = ROOT / "nbs"
+    for path in sorted([*nbs.glob("[0-9]*.ipynb"), *nbs.glob("recipes.ipynb"), *nbs.glob("index.ipynb")]):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        title, *rest = [c for c in notebook["cells"] if not c.get("id", "").startswith("colab")]
-        write_notebook(path, {**notebook, "cells": [title, *colab_cells(path.name), *rest]})
+        cells = [c for c in notebook["cells"] if c.get("id") not in ("colab", "colab-install", "address")]
+        heads = ["".join(c["source"])[:8] for c in cells]
+        place = heads.index("## Start") + 1 if path.stem == "index" else 1  # after the title
+        cells[place:place] = address_cells(path.name)
+        write_notebook(path, {**notebook, "cells": cells})
 
 
 # The reference: a page for each module, and one with every name
@@ -117,15 +129,15 @@ class Name:
 
     @property
     def about(self) -> str:
-        "Its one line: of the docstring; for a constant the comment on its first line, its keys, its type or its value."
+        "Its one line: of the docstring; for a constant the comment on its first line, its items, type or value."
         if isinstance(self.node, (ast.FunctionDef, ast.ClassDef)):
             return (ast.get_docstring(self.node) or "").split("\n")[0]
         value = self.node.value
-        if isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
-            keys = [f"`{key.value}`" for key in value.keys]
-            return self.comment or ", ".join(keys[:6]) + ", …" * (len(keys) > 6)
-        said = getattr(self.node, "annotation", value)
-        return self.comment or f"`{ast.unparse(said)[:80]}`"
+        items = value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", [])
+        if items and all(isinstance(item, ast.Constant) for item in items):
+            return self.comment or ", ".join(f"`{item.value}`" for item in items[:6]) + ", …" * (len(items) > 6)
+        said = ast.unparse(getattr(self.node, "annotation", value))
+        return self.comment or f"`{textwrap.shorten(said, 80, placeholder=' …')}`"
 
     @property
     def methods(self) -> list[str]:
@@ -161,18 +173,21 @@ def constant(name: Name, path: Path) -> str:
 
 
 def imports(module: str, path: Path) -> list[dict]:
-    "The hidden cells of a page of the reference: `show_doc` looks up names that the module imports for types alone."
-    lines, names = [], []
+    "The hidden cells of a page of the reference: what `show_doc` needs to find types and the lines of the source."
+    lines, names = ["from nbdev import doclinks", "from nbdev.showdoc import show_doc"], []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             lines += [ast.unparse(line) for line in node.body]
             names += [alias.name for line in node.body for alias in line.names]
-    lines = "\n".join(sorted([*lines, "from nbdev.showdoc import show_doc"]))
-    cells = [cell("imports", "code", f"#| hide\n{lines}\n\nfrom {path.parent.name} import {module}")]
-    if names:
-        known = "\n".join(f"{module}.{name} = {name}" for name in names)
-        cells.append(cell("types", "code", f"#| hide\n#| exec_doc\n{known}"))
-    return cells
+    lines, package = "\n".join(sorted(lines)), path.parent.name
+    known = [f"{module}.{name} = {name}" for name in names]  # what the module imports for types alone
+    # nbdev knows the lines of `f` and of `Class.f`, and asks for those of `package.module.f`
+    lookup = f'doclinks._get_exps(file).get(name.removeprefix("{package}.{module}."))'
+    known.append(f"doclinks._lineno = lambda name, file: {lookup}")
+    return [
+        cell("imports", "code", f"#| hide\n{lines}\n\nfrom {package} import {module}"),
+        cell("known", "code", "\n".join(["#| hide", "#| exec_doc", *known])),
+    ]
 
 
 def write_reference() -> None:
@@ -185,8 +200,8 @@ def write_reference() -> None:
         if not module:
             continue
         path, heading = package / f"{module}.py", f"{package.name}.{module}"
-        # nothing here for nbdev_test: the page holds no cell but show_doc
-        head = f"# {heading}\n\n> Every public name of the module\n\n- skip_exec: true"
+        # nothing here for nbdev_test: the page holds no cell but show_doc; and nothing to edit, for it is made here
+        head = f"# {heading}\n\n> Every public name of {heading}\n\n- skip_exec: true\n- repo-actions: false"
         about = f"Explained, built and tested in [{title}](../{chapter.name})."
         cells = [cell("title", "markdown", head), cell("chapter", "markdown", about), *imports(module, path)]
         rows = [f"## [{heading}]({module}.ipynb)", "", "| name | what it is |", "|------|-----------------|"]
@@ -205,7 +220,7 @@ def write_reference() -> None:
                 cells.append(cell(f"{name.name}-{method}", "code", call))
         write_cells(folder / f"{module}.ipynb", cells)
         index[module] = "\n".join(rows)
-    head = "# Every name\n\n> What the package exports, module by module"
+    head = "# Every name\n\n> What the package exports, module by module\n\n- repo-actions: false"
     about = "Each links to its signature, with a comment on every parameter, and from there to its source."
     cells = [cell("title", "markdown", head), cell("about", "markdown", about)]
     write_cells(folder / "names.ipynb", cells + [cell(m, "markdown", rows) for m, rows in index.items()])
@@ -220,11 +235,10 @@ def write_reference() -> None:
 def readme_badges() -> str:
     "The badges at the top of the README, from settings.ini."
     cfg, name = settings(), repository()
-    site, shields = cfg["doc_host"] + cfg["doc_baseurl"], "https://img.shields.io/badge"
-    tests = f"{name}/actions/workflows/test.yaml"
+    tests, shields = f"{name}/actions/workflows/test.yaml", "https://img.shields.io/badge"
     badges = [
         f"[![Tests]({tests}/badge.svg?branch={cfg['branch']})]({tests})",
-        f"[![Read the book]({shields}/read-the_book-0072B2)]({site})",
+        f"[![Read the book]({shields}/read-the_book-0072B2)]({site()})",
         f"![Python {cfg['min_python']} or newer]({shields}/python-{cfg['min_python']}%2B-0072B2)",
         f"[![Licence: Apache 2.0]({shields}/licence-Apache_2.0-0072B2)](LICENSE)",
     ]
@@ -237,6 +251,8 @@ def cell_markdown(cell: dict) -> str:
     if cell["cell_type"] == "markdown":
         if ":::" in source or "{{<" in source:
             raise SystemExit(f"nbs/index.ipynb: a code host cannot show Quarto's own syntax:\n{source}")
+        # These pages are bare on a code host: only the site has what `show_doc` says, and the explorer's script.
+        source = re.sub(r"\]\((reference/\w+|explorer)\.ipynb", rf"]({site()}/\1.html", source)
         # Links and pictures are relative to nbs/ there, to the top folder here.
         return re.sub(r"(\]\(|src=\"|srcset=\"|href=\")(?![a-z]+:|#|/)", r"\g<1>nbs/", source)
     options = dict(re.findall(r"^#\| *([\w-]+):? *(.*)$", source, flags=re.M))
@@ -269,7 +285,7 @@ def main() -> int:
     from nbdev.quarto import refresh_quarto_yml
 
     before = tree()
-    write_colab_cells()
+    write_address_cells()
     nbdev_export.__wrapped__()
     write_reference()
     nbdev_clean.__wrapped__()

@@ -163,8 +163,8 @@
     </div>
     <div class="x-board">
       <div>${table('in', 'role="grid" aria-multiselectable="true" aria-describedby="x-hint"', 'What comes in')}
-        <div class="x-bar"><button type="button" data-by="-1" aria-label="one less">−</button><span></span>
-          <button type="button" data-by="1" aria-label="one more">+</button>
+        <div class="x-bar"><button type="button" data-by="-1">−</button><span></span>
+          <button type="button" data-by="1">+</button>
           <button type="button" class="x-undo">Undo edits</button></div>
         <p id="x-hint">Point at a number, or tap it; click or tap again to change it.
           Keys: arrows move, Enter changes, + and − step, Escape gives up.</p></div>
@@ -307,6 +307,7 @@
     one('.x-out caption').textContent = `What comes out of ${norm[0].replace(/^\w+/, '$& norm')}${
       state.norm === 'bn' ? `, ${state.mode}` : ''}`;
     one('.x-bar span').textContent = show(x[state.at]);
+    all('.x-bar [data-by]').forEach((b, i) => b.setAttribute('aria-label', `one ${['less', 'more'][i]}, ${where(state.at)}`));
     one('.x-undo').disabled = !view.edited;
     one('#x-hint').textContent = refused || HINT;
     one('.x-controls strong').textContent = state.steps;

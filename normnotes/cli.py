@@ -59,7 +59,7 @@ def _colour(stream) -> bool:
     "Colour only where a person looks, and nobody has said no (https://no-color.org)"
     return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
-# %% ../nbs/07_cli.ipynb #7827d759
+# %% ../nbs/07_cli.ipynb #f6e1b00b
 class _Parser(argparse.ArgumentParser):
     "Errors in one line"
 
@@ -102,7 +102,7 @@ exit codes: 0 done; 1 a run failed or diverged, or the folder is no use; 2 the c
   normnotes compare --data mnist --epochs 5 --jobs 4
   normnotes compare --data pictures/ --model cifarnet       (train/CLASS/*.jpg and test/CLASS/*.jpg)
 
-A variant is a norm (bn ln gn in lnc none; gn:4 for four groups), then penalties (+l1, +l2=3e-4), then settings of
+A variant is a norm (bn ln gn in none; gn:4 for four groups), then penalties (+l1, +l2=3e-4), then settings of
 its own (@lr=0.05@batch_size=32).""",
     'study': """examples:
   normnotes study mnist-norms
@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(data)
     return parser
 
-# %% ../nbs/07_cli.ipynb #e567e412
+# %% ../nbs/07_cli.ipynb #3a0128d8
 class _Usage(Exception):
     "The command cannot be meant; the message is one line."
 
@@ -280,18 +280,23 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     folders = []
     for study in studies:
         head, *tail = study.name.split('/')
-        base = Path(args.out) if args.out else Path('runs') / (head + suffix)
+        base = Path(args.out).expanduser() if args.out else Path('runs') / (head + suffix)
         if group and args.out and not tail:  # of a file with several studies
             tail = [head]
         folders.append(base.joinpath(*tail) if group or not args.out else base)
     return list(zip(studies, folders, strict=True))
 
-# %% ../nbs/07_cli.ipynb #359838a1
+# %% ../nbs/07_cli.ipynb #e53b2c00
 def _near(path: Path) -> str:
     "A path as short as it can be said from here."
     with contextlib.suppress(ValueError):
         return str(Path(path).absolute().relative_to(Path.cwd()))
     return str(path)
+
+
+def _many(things: Sequence, what: str) -> str:
+    "'1 seed', '3 seeds'."
+    return f'{len(things)} {what}{"s" * (len(things) != 1)}'
 
 
 def _as_json(results: Any, files: Sequence[Path]) -> dict:
@@ -340,8 +345,8 @@ def _run(args: argparse.Namespace) -> int:
     for study, out in asked:
         if not args.quiet:
             print(
-                f'{study.name}: {study.model} on {study.data}, {len(study.variants)} variants x '
-                f'{len(study.seeds)} seeds, {study.train.epochs} epochs, '
+                f'{study.name}: {study.model} on {study.data}, {_many(study.variants, "variant")} x '
+                f'{_many(study.seeds, "seed")}, {_many(range(study.train.epochs), "epoch")}, '
                 f'{args.jobs or default_jobs(len(study.runs()), args.device)} at a time; in {_near(out)}',
                 file=sys.stderr,
                 flush=True,
@@ -412,9 +417,10 @@ def _report(args: argparse.Namespace) -> int:
     "report."
     from normnotes.studies import Results, StudyError, _at_hand, find_studies
 
-    if not Path(args.folder).is_dir():
+    folder = Path(args.folder).expanduser()
+    if not folder.is_dir():
         raise _Usage(f'there is no folder {args.folder!r}; give one that compare or study wrote')
-    folders, found, code = find_studies(args.folder), [], 0
+    folders, found, code = find_studies(folder), [], 0
     if not folders:
         raise StudyError(f'no study in {args.folder} or below: there is no study.json')
     for folder in folders:

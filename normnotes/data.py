@@ -650,8 +650,8 @@ AUGMENTS = {  # augmentations by name
     'eva6': Augment(rotate=7, brightness=.4, contrast=.4, saturation=.4, hue=.1),  # rotation and colour jitter
 }
 
-# %% ../nbs/02_data.ipynb #b3e9285f
-DRAWS = ('rotate', 'right', 'down', 'scale', 'crop_right', 'crop_down', 'flip',
+# %% ../nbs/02_data.ipynb #3b56a19d
+DRAWS = ('rotate', 'right', 'down', 'scale', 'crop_right', 'crop_down', 'flip',  # what each column of draws decides
          'brightness', 'contrast', 'saturation', 'hue')
 
 def apply_draws(

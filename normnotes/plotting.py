@@ -281,8 +281,8 @@ class ActivationStats:
         "What was recorded so far."
         return pd.concat(self._tables, ignore_index=True) if self._tables else pd.DataFrame()
 
-# %% ../nbs/05_plotting.ipynb #fe6cc985
-METRICS: dict[str, tuple[str, str | None, str]] = {  # what is drawn solid, what dashed, and the label of the axis
+# %% ../nbs/05_plotting.ipynb #b5e0c0c6
+METRICS: dict[str, tuple[str, str | None, str]] = {  # by metric: drawn solid, drawn dashed, label of the axis
     'acc': ('test_acc', 'train_acc', 'accuracy (%)'),
     'loss': ('test_loss', 'train_loss', 'loss (nats)'),
     'test_acc': ('test_acc', None, 'test accuracy (%)'),
@@ -570,8 +570,8 @@ def plot_loss(
     "Loss of all variants together: test solid, training dashed."
     return plot_curves(history, 'loss', **options)
 
-# %% ../nbs/05_plotting.ipynb #9f72379f
-ORDERS = {'confident': 'most confident first', 'index': 'in the order of the test set'}  # of mistakes
+# %% ../nbs/05_plotting.ipynb #03ffc32e
+ORDERS = {'confident': 'most confident first', 'index': 'in the order of the test set'}  # the orders of mistakes
 
 
 def mistakes(

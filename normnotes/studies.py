@@ -173,8 +173,8 @@ class Variant:
         "The variant in a file name (a colon is not allowed in every system's)"
         return str(self).replace(':', '-')
 
-# %% ../nbs/06_studies.ipynb #3a26fa85
-STRENGTHS = {'l1': 1e-4, 'l2': 5e-4}  # of '+l1' and '+l2' where nothing else is said
+# %% ../nbs/06_studies.ipynb #af24584a
+STRENGTHS = {'l1': 1e-4, 'l2': 5e-4}  # the strengths of '+l1' and '+l2' where nothing else is said
 SUITS: dict[str, dict[str, Any]] = {  # what a data set wants in place of `Study`'s own defaults
     'digits': {'batch_size': 32, 'lr': 0.025},  # few images: smaller batches make more steps, the rate goes with them
     'cifar10': {'model': 'cifarnet', 'augment': 'cifar'},
@@ -197,7 +197,7 @@ def _check_keys(data: Mapping, allowed: Sequence[str], what: str) -> None:
         if key not in allowed:
             raise ValueError(f'unknown key {key!r} in {what}{_closest(str(key), allowed)}')
 
-# %% ../nbs/06_studies.ipynb #58f198a7
+# %% ../nbs/06_studies.ipynb #06cd49a6
 @dataclass(frozen=True)
 class Study:
     "Everything that decides the results of a study, as plain data"
@@ -238,8 +238,12 @@ class Study:
                 "l1, l2, seed and device do not belong in a study's train settings; "
                 'strengths are Study(l1=..., l2=...), seeds are Study(seeds=...), the device is run_study(device=...)'
             )
+        nets: dict[str, str] = {}
         for variant in self.variants:
-            self.config(variant, self.seeds[0])  # raises if a variant's own settings are wrong
+            config = self.config(variant, self.seeds[0])  # raises if a variant's own settings are wrong
+            other = nets.setdefault(f'{Variant.parse(variant).model_norm} {config}', variant)
+            if other != variant:
+                raise ValueError(f'{other!r} and {variant!r} of study {self.name!r} are the same net; give one of them')
 
     @classmethod
     def on(
@@ -403,7 +407,7 @@ def holm(
         adjusted[i] = worst
     return adjusted
 
-# %% ../nbs/06_studies.ipynb #62234577
+# %% ../nbs/06_studies.ipynb #57ba114d
 class StudyError(RuntimeError):
     "A study that cannot go on; the message says why, and the way out"
 
@@ -415,7 +419,7 @@ def _cannot_write(where: Path, error: OSError) -> str:
     return f'cannot write to {where}: {error.strerror or error}; mend that or choose another folder, {_KEPT}'
 
 
-COLUMNS = (  # of results.csv, a row for each variant, seed and epoch
+COLUMNS = (  # the columns of results.csv, a row for each variant, seed and epoch
     'variant', 'seed', 'epoch', 'train_loss', 'train_acc', 'penalty', 'test_loss', 'test_acc', 'lr', 'seconds'
 )
 _FILES = ('history.csv', 'evaluation.npz', 'weights.safetensors')  # of a finished run
@@ -490,7 +494,7 @@ def _try_lock(file) -> bool:
         raise
     return True
 
-# %% ../nbs/06_studies.ipynb #3e765c64
+# %% ../nbs/06_studies.ipynb #44187729
 def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -499,7 +503,10 @@ def _status(folder: Path) -> dict | None:
     "The status of a finished run; None if it is not finished, or its files are not as they were written."
     try:
         status = json.loads((folder / 'status.json').read_text(encoding='utf-8'))
-        return status if all(_checksum(folder / name) == value for name, value in status['files'].items()) else None
+        files = {folder / name: value for name, value in status['files'].items()}
+        # weights may be deleted, to save room
+        needed = [path for path in files if path.exists() or path.name != 'weights.safetensors']
+        return status if all(_checksum(path) == files[path] for path in needed) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -619,12 +626,16 @@ def _train_run(
         text = _cannot_write(folder, error) if isinstance(error, OSError) else f'{type(error).__name__}: {error}'
         return result | {'state': 'failed', 'message': text.splitlines()[0], 'fatal': isinstance(error, OSError)}
 
-# %% ../nbs/06_studies.ipynb #0e3034dd
-def _machine() -> dict:
+# %% ../nbs/06_studies.ipynb #85083173
+def _machine(device: str | None = None) -> dict:
     from importlib.metadata import version
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    versions = {name: version(name) for name in ('torch', 'numpy', 'scipy')}
+    from normnotes import __version__
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    kind = (device or ('cuda' if cuda else 'mps' if mps else 'cpu')).partition(':')[0]  # what trains
+    gpu = torch.cuda.get_device_name() if kind == 'cuda' and cuda else 'an Apple GPU' if kind == 'mps' else None
+    versions = {'normnotes': __version__} | {name: version(name) for name in ('torch', 'numpy', 'scipy')}
     return dict(
         python=platform.python_version(),
         **versions,
@@ -667,36 +678,53 @@ def _only_tables(folder: Path) -> bool:
     return rows > 0 and not any(folder.glob('runs/*/status.json'))
 
 
-def _open_folder(study: Study, out: Path) -> None:
-    "Write study.json, or add this study's seeds and variants to the one that is there."
+def _agreed(study: Study, out: Path, device: str | None) -> str | None:
+    "What study.json is to say, with this study's seeds and variants added; None if it says so."
     if _only_tables(out):
         raise StudyError(f'{out} holds tables without the runs they came from; choose another folder')
-    with lock(out / 'runs' / 'lock', wait=True):
-        merged, made_with = study, _machine()
-        if (out / 'study.json').exists():
-            old = read_study(out)
-            same = {k: v for k, v in study.to_dict().items() if k not in ('name', 'note', 'variants', 'seeds')}
-            if found := _differences({k: old.to_dict()[k] for k in same}, same):
-                raise StudyError(
-                    f'{out} holds a study with other settings ({"; ".join(found[:3])}); '
-                    'choose another folder, or its settings'
-                )
-            merged = replace(
-                old,
-                variants=tuple(dict.fromkeys(old.variants + study.variants)),
-                seeds=tuple(sorted({*old.seeds, *study.seeds})),
+    merged, made_with = study, _machine(device)
+    if (out / 'study.json').exists():
+        old = read_study(out)
+        same = {k: v for k, v in study.to_dict().items() if k not in ('name', 'note', 'variants', 'seeds')}
+        if found := _differences({k: old.to_dict()[k] for k in same}, same):
+            raise StudyError(
+                f'{out} holds a study with other settings ({"; ".join(found[:3])}); '
+                'choose another folder, or its settings'
             )
-            first = json.loads((out / 'study.json').read_bytes()).get('made_with', {})
-            machines = [{k: v for k, v in first.items() if k != 'and'}, *first.get('and', [])]
-            if made_with not in machines and not all(_status(_run_folder(out, *run)) for run in study.runs()):
-                machines.append(made_with)  # the study goes on elsewhere, or with other versions
-            made_with = machines[0] | ({'and': machines[1:]} if machines[1:] else {})
-            if merged == old and made_with == first:
-                return
-        about = {'study': merged.to_dict(), 'made_with': made_with}
-        write_atomic(out / 'study.json', json.dumps(about, indent=1) + '\n')
+        merged = replace(
+            old,
+            variants=tuple(dict.fromkeys(old.variants + study.variants)),
+            seeds=tuple(sorted({*old.seeds, *study.seeds})),
+        )
+        first = json.loads((out / 'study.json').read_bytes()).get('made_with', {})
+        machines = [{k: v for k, v in first.items() if k != 'and'}, *first.get('and', [])]
+        if made_with not in machines and not all(_status(_run_folder(out, *run)) for run in study.runs()):
+            machines.append(made_with)  # the study goes on elsewhere, or with other versions
+        made_with = machines[0] | ({'and': machines[1:]} if machines[1:] else {})
+        if merged == old and made_with == first:
+            return None
     slugs = [Variant.parse(v).slug.lower() for v in merged.variants]
     assert len(set(slugs)) == len(slugs)
+    return json.dumps({'study': merged.to_dict(), 'made_with': made_with}, indent=1) + '\n'
+
+
+def _open_folder(study: Study, out: Path, device: str | None) -> None:
+    "Write study.json, or add this study's seeds and variants to the one that is there."
+    try:
+        with lock(out / 'runs' / 'lock', wait=True):
+            if text := _agreed(study, out, device):
+                write_atomic(out / 'study.json', text)
+    except OSError as error:
+        raise StudyError(_cannot_write(out, error)) from None
+
+
+def _check_models(study: Study, variants: Sequence[str], data: DataSet) -> None:
+    "There is a network for every variant, and these images fit it."
+    for variant in variants:
+        try:
+            make_model(study.model, Variant.parse(variant).model_norm, data, seed=0)
+        except ValueError as error:
+            raise StudyError(f'variant {variant!r} of {study.name}: {error}') from None
 
 # %% ../nbs/06_studies.ipynb #295552e9
 def _clock(seconds: float) -> str:
@@ -905,7 +933,7 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
 
         get_reusable_executor().shutdown(wait=True)
 
-# %% ../nbs/06_studies.ipynb #6c78f158
+# %% ../nbs/06_studies.ipynb #351d6bdc
 def run_study(
     study: Study,
     out: str | os.PathLike | None = None,  # the study's folder; 'runs/NAME' unless given
@@ -920,17 +948,17 @@ def run_study(
     figures: bool = True,  # draw them at the end
 ) -> 'Results':
     "Run what is not finished yet, and write tables and figures"
-    out = Path(out if out is not None else Path('runs') / study.name).absolute()
+    out = Path(out if out is not None else Path('runs') / study.name).expanduser().absolute()
     if jobs is not None and jobs < 1 and backend is None:
         raise ValueError(f'jobs={jobs} is not allowed; use 1 or more')
     kind = _progress_kind(progress)
     if not resume and (out / 'study.json').exists():
         raise StudyError(f'{out} holds a study already; choose another folder, or resume it')
     try:
-        _open_folder(study, out)
+        _agreed(study, out, device)  # or it says why not, before anything is loaded
+        done = _finished(study, out)
     except OSError as error:
         raise StudyError(_cannot_write(out, error)) from None
-    done = _finished(study, out)
 
     root = None if root is None else str(Path(root).absolute())
     failed: dict[tuple[str, int], str] = {}
@@ -940,9 +968,15 @@ def run_study(
         if trains:
             if study.data not in DATASETS:
                 _data.cache_clear()  # the folder may have changed since
-            _check_images(study, done, out, _data(study.data, root))  # found once, before anybody trains
+            data = _data(study.data, root)
+            _check_images(study, done, out, data)  # found once, before anybody trains
+            _check_models(study, list(dict.fromkeys(variant for variant, _ in waiting)), data)
+        _open_folder(study, out, device)
         if jobs is None:
             jobs = -1 if backend else default_jobs(len(waiting), device)
+        for run in waiting:
+            if (_run_folder(out, *run) / 'status.json').exists():
+                display.note(f'{run[0]} seed {run[1]}: its files are not as they were written; it is trained again')
         try:
             while waiting:
                 busy = []
@@ -1058,7 +1092,7 @@ def _measure(name: str) -> Measure:
         raise ValueError(f'unknown measure {name!r}{_closest(name, list(MEASURES))}')
     return MEASURES[name]
 
-# %% ../nbs/06_studies.ipynb #b958ec08
+# %% ../nbs/06_studies.ipynb #cd68cb03
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed and image by image"
@@ -1071,6 +1105,8 @@ class Comparison:
     only_a: int = 0  # times an image was right in a alone
     only_b: int = 0  # in b alone
     p_images: float = math.nan  # McNemar
+    lost_a: int = 0  # seeds with which a diverged; they have no difference
+    lost_b: int = 0
 
     def interval(self, level: float = 0.95) -> Estimate:  # of a minus b
         "The mean difference with its interval over seeds"
@@ -1096,6 +1132,11 @@ class Comparison:
     @property
     def verdict(self) -> str:
         "What may be said, in a sentence"
+        fell = ((self.a, self.lost_a), (self.b, self.lost_b))
+        lost = ' and '.join(f'{n} run{"s" * (n > 1)} of {name!r}' for name, n in fell if n)
+        return self._finding() + (f'; not counted: {lost} that diverged' if lost else '')
+
+    def _finding(self) -> str:
         e, m = self.effect, _measure(self.measure)
         if not e.n:
             return f'{self.a} and {self.b} cannot be compared: no seed has finished in both'
@@ -1108,7 +1149,7 @@ class Comparison:
         if not self.differs:
             text = f'no difference can be told apart from chance with {e.n} seed' + 's' * (e.n > 1)
             enough = self.seeds_needed(0.1) if m.unit == 'points' and max(e.sd, self.step) > 0 else None
-            return text + (f'; a difference of 0.1 points would take {enough} seeds' if enough else '')
+            return text + (f'; a difference of 0.1 points would take about {enough} seeds' if enough else '')
         first, second = (self.a, self.b) if e.mean > 0 else (self.b, self.a)
         low, high = sorted((abs(e.low), abs(e.high)))
         word = {'': 'higher', 'higher': 'better', 'lower': 'better'}[m.better]
@@ -1219,7 +1260,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #b343bb3d
+# %% ../nbs/06_studies.ipynb #9897d3a3
 class Results:
     "What the runs of a study gave"
 
@@ -1375,9 +1416,10 @@ class Results:
         for variant in (a, b):
             if variant not in self.study.variants:
                 raise ValueError(f'no variant {variant!r} in this study{_closest(variant, self.study.variants)}')
-        values = self.values(measure)
+        values, diverged = self.values(measure), [variant for variant, _ in self.diverged]
         differences = (values[a] - values[b]).dropna()
         more: dict[str, Any] = {'step': self.step if _measure(measure).unit == 'points' else 0.0}
+        more |= {'lost_a': diverged.count(a), 'lost_b': diverged.count(b)}
         seeds = [s for s in differences.index if (a, s) in self.evaluations and (b, s) in self.evaluations]
         if seeds and measure == 'test_acc':
             right = [np.stack([_right(self.evaluations[v, s]) for s in seeds]) for v in (a, b)]
@@ -1428,10 +1470,13 @@ class Results:
         measure: str = 'test_acc',  # a name of `MEASURES`
         pairs: Sequence[tuple[str, str]] | None = None,  # of variants; every pair unless given
     ) -> list[str]:
-        "A sentence for each pair"
+        "A sentence for each pair; it ends with what Holm's correction for so many sentences takes away"
+        found = self.comparisons(measure, pairs)
+        corrected = holm([c.effect.p for c in found])
+        gone = f"; not after Holm's correction for {len(found)} pairs"
         return [
-            c.verdict if c.differs or not c.effect.n else f'{c.a} and {c.b}: {c.verdict}'
-            for c in self.comparisons(measure, pairs)
+            f'{c.a} and {c.b}: ' * (c.effect.n > 0 and not c.differs) + c.verdict + gone * (c.differs and p >= 0.05)
+            for c, p in zip(found, corrected, strict=True)
         ]
 
     def table(self) -> pd.DataFrame:
@@ -1505,6 +1550,13 @@ class Results:
             'summary.csv': _csv(self.summary()),
             'summary.md': self.to_markdown(),
         }
+        if lost := self._lost(out):
+            raise StudyError(
+                f'{out / "results.csv"} holds {lost[0][0]} seed {lost[0][1]}'
+                + f' and {len(lost) - 1} more' * (len(lost) > 1)
+                + ', of which the files below runs/ are gone or changed; it is left as it is. '
+                'Run the study again to train them anew, or delete the table'
+            )
         try:
             for name, text in texts.items():
                 write_atomic(out / name, text)
@@ -1513,6 +1565,15 @@ class Results:
             return [out / name for name in texts] + (self._write_figures(out, data) if figures else [])
         except OSError as error:
             raise StudyError(_cannot_write(out, error)) from None
+
+    def _lost(self, out: Path) -> list[tuple[str, int]]:
+        "The runs in the table of a folder that these results should have, and have not."
+        try:
+            table = pd.read_csv(out / 'results.csv', dtype={'variant': str})
+            there = set(zip(table.variant, table.seed, strict=True))
+        except (OSError, ValueError, AttributeError):
+            return []
+        return [run for run in self.missing if run in there]
 
     def plot_seeds(
         self,
@@ -1638,11 +1699,12 @@ class Results:
                     _draw(paths, path, lambda e=evaluation, t=title: plot_misclassified(e, data, title=t))  # type: ignore[misc]
         return paths
 
-# %% ../nbs/06_studies.ipynb #39b68440
+# %% ../nbs/06_studies.ipynb #3ad975b5
 def _against(results: Results, variant: str, number: float, measure: str) -> Comparison:
     "A variant and a fixed number, seed by seed, and on the test images where the measure is the test accuracy."
     differences = (results.values(measure)[variant] - number).dropna()
     more: dict[str, Any] = {'step': results.step if _measure(measure).unit == 'points' else 0.0}
+    more |= {'lost_a': [v for v, _ in results.diverged].count(variant)}
     right = [_right(results.evaluations[variant, s]) for s in differences.index if (variant, s) in results.evaluations]
     if measure == 'test_acc' and right and 0 <= number <= 100:
         images = len(right[0])
@@ -1695,6 +1757,10 @@ class Claim:
                 differences, name = _against(results, a, float(b), self.measure), f'{a} - {_number_text(float(b))}'
             e, strict = differences.interval(), differences.interval(1 - 0.05 / len(pairs))
             up, down = (e.low > 0, strict.high < 0) if sign == '>' else (e.high < 0, strict.low > 0)
+            # the seeds with which a variant did not diverge cannot show that it is the better one
+            better = {'higher': 1, 'lower': -1, '': 0}[m.better] * (1 if sign == '>' else -1)  # 1: a, says the claim
+            fell = {1: differences.lost_a, -1: differences.lost_b, 0: differences.lost_a + differences.lost_b}
+            up, down = up and not fell[better], down and not fell[-better]
             verdicts.append('holds' if up else 'does not hold' if down else 'cannot be told')
             shaky.append(differences.p_images > 0.05)
             some = f'; {e.n} of {seeds} seeds' if e.n < (seeds := len(results.study.seeds)) else ''

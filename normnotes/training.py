@@ -83,7 +83,7 @@ def percent_zero(
     w = _flat(model, include).detach()
     return 100 * int((w.abs() <= up_to).sum()) / max(w.numel(), 1)
 
-# %% ../nbs/04_training.ipynb #692a90ed
+# %% ../nbs/04_training.ipynb #b2c30e26
 _CHOICES: dict[str, tuple] = {
     'optimizer': ('sgd', 'adamw'), 'schedule': ('one-cycle', 'step', 'cosine', 'constant'),
     'l1_mode': ('penalty', 'proximal'), 'l2_mode': ('decay', 'penalty'), 'penalize': ('weights', 'all'),
@@ -131,9 +131,10 @@ class TrainConfig:
                 raise ValueError(f'{name}={value!r} should be a number, not {type(value).__name__}')
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if not low <= value < math.inf or (value >= high and name != 'warmup'):
+            whole = name == 'warmup'  # the one that may be as much as its limit
+            if not low <= value < math.inf or value > high or (value == high and not whole):
                 raise ValueError(f'{name}={value} is out of range; use {low} or more'
-                                 + (f', and less than {high}' if high < math.inf else ''))
+                                 + (f', and {"no more" if whole else "less"} than {high}' if high < math.inf else ''))
         for name in ('epochs', 'batch_size', 'step_size', 'seed'):
             value = getattr(self, name)
             if not math.isfinite(value) or int(value) != value:
@@ -343,7 +344,7 @@ class _Totals:
         self.penalty += penalty * count
         self.bad_step = torch.where((self.bad_step < 0) & ~whole.isfinite(), step, self.bad_step)
 
-# %% ../nbs/04_training.ipynb #a80d1448
+# %% ../nbs/04_training.ipynb #7785a948
 def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
@@ -402,7 +403,7 @@ class _Checkpoint:
             try:
                 content = path.read_bytes()
                 found = _unpack(content)
-            except (OSError, ValueError) as error:
+            except (FileNotFoundError, ValueError) as error:  # another error may pass, and the file may be good
                 problems.append(f'{path.name} is damaged ({error})' if path.exists() else f'{path.name} does not exist')
                 continue
             if problems:
@@ -562,7 +563,7 @@ def _channels_last(model: nn.Module, data: DataSet, amp: bool) -> None:
     except RuntimeError:
         model.to(memory_format=torch.contiguous_format)  # a layer cannot
 
-# %% ../nbs/04_training.ipynb #e34eba85
+# %% ../nbs/04_training.ipynb #90a875b9
 class _Trainer:
     "The moving parts of a run"
     def __init__(self, model: nn.Module, data: DataSet, config: TrainConfig):
@@ -651,9 +652,9 @@ class _Trainer:
             state.setdefault(int(number), {})[name] = tensor
         self.optimizer.load_state_dict({'state': state, 'param_groups': self.optimizer.state_dict()['param_groups']})
 
-    def finish(self) -> None:
-        "Leave the averaged weights in the model, and its memory as it came"
-        if self.average:
+    def finish(self, whole: bool = True) -> None:
+        "Leave the model in evaluation mode, its memory as it came; with the averaged weights, if training is whole"
+        if self.average and whole:
             self.model.load_state_dict(self.average.model.state_dict())
         self.model.to(memory_format=torch.contiguous_format)
         self.model.zero_grad()
@@ -696,7 +697,7 @@ def _describe(model: nn.Module, data: DataSet, config: TrainConfig, device: torc
         'start': _sha(*(t.detach().float() for t in state.values())),
         'machine': f'torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads'}
 
-# %% ../nbs/04_training.ipynb #b8b3b2b1
+# %% ../nbs/04_training.ipynb #16f81622
 def fit(
     model: nn.Module,  # trained in place, on the configuration's device
     data: DataSet,  # what to train and test on
@@ -765,6 +766,6 @@ def fit(
         raise
     finally:
         bar.close()
-    trainer.finish()
+        trainer.finish(whole=len(history) == config.epochs)
     assert evaluation is not None
     return Run(history, config, model, evaluation, sum(row['seconds'] for row in history))

@@ -164,7 +164,7 @@ socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
 
 def script(path: Path) -> str:
     "A notebook's code cells, one after the other, as a plain Python program; Colab's own cells are left out."
-    cells = [c for c in code_cells(path) if not c.get('id', '').startswith('colab')]
+    cells = [c for c in code_cells(path) if c.get('id') not in ('colab', 'colab-install', 'address')]
     texts = [''.join(c['source']) for c in cells]
     assert not any(re.search(r'^\s*[%!]', text, flags=re.M) for text in texts), 'only Jupyter knows % and !'
     return '\n\n'.join(texts)

@@ -550,6 +550,17 @@ def test_print_and_reduced_motion(explorer):
     assert luminance(rgb(page.locator(".x-in .x-lit b").first.evaluate("b => getComputedStyle(b).color"))) < 0.05
 
 
+def test_what_is_lit_and_chosen_shows_in_the_systems_own_colours(explorer):
+    page = explorer("norm=gn", forced_colors="active")
+    edge = "b => getComputedStyle(b).borderTopColor"
+    lit, unlit = (page.locator(f".x-in [data-i]{which} b").first for which in (".x-lit:not(.x-here)", ":not(.x-lit)"))
+    assert lit.evaluate(edge) != unlit.evaluate(edge)
+    choices = ".x-controls fieldset input"
+    chosen, other = (page.locator(f"{choices}{which} + span").first for which in (":checked", ":not(:checked)"))
+    assert chosen.evaluate(edge) != other.evaluate(edge)
+    assert page.locator(".x-in .x-here b").evaluate("b => getComputedStyle(b).outlineStyle") == "solid"
+
+
 def test_it_is_small_and_asks_nobody():
     script, style = ((NBS / name).read_text(encoding="utf-8") for name in ("explorer.js", "explorer.css"))
     assert len(script.encode()) < 24_000 and len(style.encode()) < 9_000

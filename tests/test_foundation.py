@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 def code(source: str, **extra) -> dict:
@@ -130,22 +131,30 @@ def written_by_hand(path: Path, name: str, in_step) -> str:
     "A file without the lines and cells that in_step.py writes into it, and they are only left out if they are exact."
     text = path.read_text(encoding="utf-8", errors="ignore")
     if name == "README.md":
-        return text.replace(in_step.readme_badges(), "", 1)
+        for made in (in_step.readme_badges(), in_step.cell_markdown(*in_step.address_cells("index.ipynb"))):
+            text = text.replace(made, "", 1)
+        return re.sub(rf"\]\({re.escape(in_step.site())}/(reference/\w+|explorer)\.html", "](", text)
     if name.startswith("nbs/reference/"):  # made as a whole; the owner stands in the source links of constants
         return re.sub(r'^ *"\[source\]\([^)]*\)\{.*$', "", text, flags=re.M)
     if name.startswith("nbs/") and name.endswith(".ipynb"):
-        made = in_step.colab_cells(Path(name).name)
+        made = in_step.address_cells(Path(name).name)
         return json.dumps([cell for cell in json.loads(text)["cells"] if cell not in made])
     return text
+
+
+def git_files(root: Path, *options: str) -> list[str]:
+    "The files that git lists. An sdist has all of them, and no git."
+    if not (root / ".git").exists():
+        pytest.skip("no clone: there is no .git")
+    command = ["git", "ls-files", *options]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\n") if name and (root / name).is_file()]
 
 
 def test_owner_and_host_stand_in_settings_alone(root, in_step):
     "A fork changes settings.ini and nothing else; what is generated follows."
     generated = {"settings.ini", "normnotes/_modidx.py", "nbs/nbdev.yml"}
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
-    )
-    names = [n for n in listed.stdout.split("\n") if n and n not in generated and (root / n).is_file()]
+    names = [n for n in git_files(root, "-co", "--exclude-standard") if n not in generated]
     assert len(names) > 10
     owner = re.compile(OWNER.format("normnotes"))
     holders = [n for n in names if owner.search(written_by_hand(root / n, n, in_step))]
@@ -171,3 +180,58 @@ def test_readme_opens_with_two_one_line_commands(root):
     assert all("\n" not in c and "venv" in c for c in commands)
     assert "normnotes compare" in commands[0]
     assert "[dev]" in commands[1] and commands[1].index("nbdev_test") < commands[1].index("pytest")
+
+
+def test_the_readme_links_to_the_site_where_a_notebook_alone_shows_little(in_step):
+    source = "[a](reference/norms.ipynb#make_norm) [b](explorer.ipynb) [c](00_sets.ipynb#one-formula)"
+    links = "[a]({0}/reference/norms.html#make_norm) [b]({0}/explorer.html) [c](nbs/00_sets.ipynb#one-formula)"
+    assert in_step.cell_markdown({"cell_type": "markdown", "source": [source]}) == links.format(in_step.site())
+
+
+def test_a_package_index_gets_no_relative_link(root, run_python):
+    done = run_python("-X", "utf8", "setup.py", "--long-description", cwd=root, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    targets = re.findall(r"\]\(([^)\s]+)|(?:src|srcset|href)=\"([^\"]+)\"", done.stdout)
+    assert len(targets) > 20 and any(link.endswith("/LICENSE") for link, _ in targets)
+    assert [target for target in map("".join, targets) if not re.match("https://|#", target)] == []
+
+
+def test_an_sdist_holds_what_git_holds(root, run_python, tmp_path):
+    done = run_python("setup.py", "-q", "egg_info", "--egg-base", tmp_path, cwd=root)
+    assert done.returncode == 0, done.stderr
+    held = (tmp_path / "normnotes.egg-info/SOURCES.txt").read_text(encoding="utf-8").split("\n")
+    assert sorted(set(git_files(root)) - set(held)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "about"),
+    [
+        ("SIZES = {'small': 1, 'large': 2}  # by name", "by name"),
+        ("SIZES = {'small': 1, 'large': 2}", "`small`, `large`"),
+        ("STEPS: tuple[str, ...] = ('one', 'two', 'three', 'four', 'five', 'six', 'seven')",
+         "`one`, `two`, `three`, `four`, `five`, `six`, …"),
+        ("SIZES: dict[str, int] = {**{}}", "`dict[str, int]`"),
+        (f"LONG = sum([{', '.join(['number'] * 20)}])", f"`sum([{'number, ' * 9}…`"),
+        ("def two():\n    'Two.\\n\\nNo more.'", "Two."),
+    ],
+)  # fmt: skip
+def test_what_the_reference_says_of_a_name(in_step, tmp_path, source, about):
+    name = re.search(r"[A-Z]+|two", source)[0]
+    (tmp_path / "module.py").write_text(f"__all__ = ['{name}']\n{source}\n", encoding="utf-8")
+    [found] = in_step.public_names(tmp_path / "module.py")
+    assert found.about == about
+
+
+def test_workflows(root):
+    "A release waits for the tests, a deployment is never cut off, and the oldest torch is a job of its own."
+    test, release, deploy = (
+        yaml.safe_load((root / f".github/workflows/{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("test", "release", "deploy")
+    )
+    assert "workflow_call" in test[True]  # YAML reads `on` so
+    assert release["jobs"]["test"]["uses"] == "./.github/workflows/test.yaml"
+    assert "test" in release["jobs"]["publish"]["needs"]
+    assert deploy["concurrency"]["cancel-in-progress"] is False
+    matrix = test["jobs"]["test"]["strategy"]["matrix"]
+    for row in matrix["include"]:  # GitHub merges a row that contradicts none of the lists into their jobs
+        assert any(row[key] not in values for key, values in matrix.items() if key in row), row

@@ -49,7 +49,8 @@ def staged(project):
 def rendered(project):
     "The site: `_docs`, if it is newer than the notebooks; otherwise what Quarto makes now."
     root = Path(__file__).resolve().parent.parent
-    sources = [p for p in (root / "nbs").rglob("*") if p.is_file()] + [root / "_quarto.yml"]
+    sources = [p for p in (root / "nbs").rglob("*") if p.is_file()]
+    sources += [root / "_quarto.yml", root / ".ci/after_render.py"]
     made = root / "_docs/sitemap.xml"
     if made.exists() and made.stat().st_mtime > max(p.stat().st_mtime for p in sources):
         return root / "_docs"
@@ -65,6 +66,11 @@ def rendered(project):
 def site_address(root: Path) -> str:
     text = (root / "settings.ini").read_text(encoding="utf-8")
     return "".join(re.search(rf"^{key} = (.*)$", text, flags=re.M)[1] for key in ("doc_host", "doc_baseurl"))
+
+
+def page_of(notebook: str) -> str:
+    "The page that nbdev and Quarto make of a notebook."
+    return re.sub(r"(^|/)\d+_", r"\1", notebook).replace(".ipynb", ".html")
 
 
 # The notebooks as staged
@@ -146,7 +152,7 @@ def test_every_figure_has_alternative_text(staged):
 def test_links_and_pictures_lead_somewhere(staged, root):
     "Between notebooks, to the pages that nbdev links names to, and to their headings."
     address, pages = site_address(root), dict(notebooks(staged))
-    by_page = {re.sub(r"(^|/)\d+_", r"\1", n).replace(".ipynb", ".html"): n for n in pages}
+    by_page = {page_of(name): name for name in pages}
     headings = {name: anchors(cells) for name, cells in pages.items()}
     broken = []
     for name, cells in pages.items():
@@ -184,6 +190,26 @@ def test_the_sidebar_lists_every_page(staged, root):
     site = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
     listed = list(pages(site["website"]["sidebar"]["contents"]))
     assert sorted(listed) == sorted(name for name, _ in notebooks(staged))
+
+
+def test_every_entry_of_the_reference_links_to_its_line(staged, root):
+    entries = 0
+    for name, cells in notebooks(staged):
+        for cell in cells if name.startswith("reference/") else []:
+            entry = re.search(r"^show_doc\(\w+\.([\w.]+),|^## (\w+)$", "".join(cell["source"]), flags=re.M)
+            if entry:
+                symbol = (entry[1] or entry[2]).split(".")[-1]
+                [(path, line)] = re.findall(r"\[source\]\(https://[^)]*?/blob/[^/]+/([^)#]+)#L(\d+)\)", prose(cell))
+                text = (root / path).read_text(encoding="utf-8").split("\n")[int(line) - 1]
+                assert re.match(rf"\s*(def |class )?{symbol}\b", text), (name, symbol, text)
+                entries += 1
+    assert entries > 150
+
+
+def test_every_page_has_a_description_of_its_own(root):
+    cells = [json.loads(path.read_text(encoding="utf-8"))["cells"] for path in (root / "nbs").rglob("*.ipynb")]
+    found = [re.search(r"^> +(\S.*)$", "".join(title["source"]), flags=re.M)[1] for title, *_ in cells]
+    assert sorted(set(found)) == sorted(found)
 
 
 def test_the_page_of_settings_shows_the_studies_as_they_are(root):
@@ -247,6 +273,8 @@ def faults(docs: Path, address: str, notebooks: Path) -> list[str]:
                 if not (notebooks / unquote(edit[1])).exists():
                     found.append(f"{name}: {target} leads to no notebook")
                 continue
+            elif target.endswith("#LNone"):
+                found.append(f"{name}: {target} leads to no line")
             parts = urlsplit(target)
             if parts.scheme or target.startswith("//"):
                 continue
@@ -275,11 +303,49 @@ def faults(docs: Path, address: str, notebooks: Path) -> list[str]:
 
 
 def test_the_rendered_site_is_whole(rendered, root):
-    assert len(list(rendered.rglob("*.html"))) >= len(list((root / "nbs").rglob("*.ipynb")))
+    "A page for each notebook, and no other."
+    names = {path.relative_to(root / "nbs").as_posix() for path in (root / "nbs").rglob("*.ipynb")}
+    assert {path.relative_to(rendered).as_posix() for path in rendered.rglob("*.html")} == set(map(page_of, names))
     assert faults(rendered, site_address(root), root / "nbs") == []
 
 
-def test_what_a_link_preview_needs_is_there(rendered):
+def test_every_entry_of_the_rendered_reference_links_to_its_source(rendered, root):
+    for path in (root / "nbs/reference").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        entries = [cell for cell in cells if re.match(r"show_doc\(|---\n", "".join(cell["source"]))]
+        text = (rendered / f"reference/{path.stem}.html").read_text(encoding="utf-8")
+        # none at all: the site was rendered where normnotes is not installed
+        assert text.count(">source</a>") == len(entries), path.name
+
+
+def test_no_page_offers_to_edit_what_is_made(rendered):
+    for path in rendered.rglob("*.html"):
+        made = path.parent.name == "reference"
+        assert ("Edit this page" in path.read_text(encoding="utf-8")) != made, path
+
+
+def test_no_page_is_taken_for_one_of_another_part(rendered):
+    bar = r'<a class="nav-link[^>]*href="[^>]*>'
+    for path in rendered.rglob("*.html"):
+        links = re.findall(bar, path.read_text(encoding="utf-8"))
+        assert len(links) == 4 and not any("active" in link or "aria-current" in link for link in links), path
+
+
+def test_the_mending_of_the_bar(tmp_path, root, run_python):
+    page = '<a class="nav-link{}" href="./sets.html"{}>Learn</a><a href="#x" class="nav-link active">X</a>'
+    (tmp_path / "one.html").write_text(page.format(" active", ' aria-current="page"'), encoding="utf-8")
+    done = run_python(root / ".ci/after_render.py", env={**os.environ, "QUARTO_PROJECT_OUTPUT_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one.html").read_text(encoding="utf-8") == page.format("", "")
+
+
+def test_what_a_link_preview_needs_is_there(rendered, root):
+    address = site_address(root)
+    for path in rendered.rglob("*.html"):
+        pictures = re.findall(r'="(?:og|twitter):image" content="([^"]*)"', path.read_text(encoding="utf-8"))
+        assert len(pictures) == 2, path
+        for picture in pictures:
+            assert picture.startswith(f"{address}/") and (rendered / picture[len(address) + 1 :]).is_file(), path
     text = (rendered / "index.html").read_text(encoding="utf-8")
     assert re.search(r'<meta property="og:image" content="https://[^"]*/images/card.png"', text)
     assert 'property="og:image:alt"' in text and (rendered / "images/card.png").is_file()
@@ -295,6 +361,7 @@ def test_what_a_link_preview_needs_is_there(rendered):
         ("https://site/book/two.html", "https://site/book/three.html", "one.html: /three.html leads nowhere"),
         ('src="figure.png"', 'src="picture.png"', "one.html: picture.png leads nowhere"),
         ("edit/main/nbs/one.ipynb", "edit/main/nbs/gone.ipynb", "leads to no notebook"),
+        ("https://elsewhere/", "https://elsewhere/one.py#LNone", "one.py#LNone leads to no line"),
         ('alt="A line"', 'alt=""', "one.html: no alternative text on figure.png"),
         ("x = 1", "#| hide\nx = 1", "one.html: a directive: #| hide"),
         ("x = 1", "Traceback (most recent call last)", "one.html: a traceback"),
@@ -403,6 +470,14 @@ def test_staged_notebooks_in_a_browser(staged, chromium, serve, tmp_path, width)
 def test_rendered_pages_in_a_browser(rendered, chromium, serve, width, dark):
     names = sorted(path.relative_to(rendered).as_posix() for path in rendered.rglob("*.html"))
     assert look(chromium, serve(rendered), names, width, dark) == []
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_the_site_is_light_or_dark_as_the_readers_system_is(rendered, chromium, serve, system):
+    page = chromium.new_page(color_scheme=system)
+    page.goto(f"{serve(rendered)}/index.html", wait_until="load")
+    assert page.evaluate(LOOK)["dark"] == (system == "dark")
+    page.close()
 
 
 def test_the_look_finds_what_is_broken(chromium, serve, tmp_path):

@@ -233,7 +233,7 @@ def test_a_study_that_goes_on_elsewhere_says_so(tiny, run, tmp_path, monkeypatch
     out = tmp_path / 'out'
     run(tiny.change(seeds=1, epochs=1), out)
     made = json.loads((out / 'study.json').read_text())['made_with']
-    monkeypatch.setattr(studies, '_machine', lambda: made | {'gpu': 'another'})
+    monkeypatch.setattr(studies, '_machine', lambda _: made | {'gpu': 'another'})
     run(tiny.change(seeds=1, epochs=1), out)  # nothing is trained
     assert json.loads((out / 'study.json').read_text())['made_with'] == made
     results = run(tiny.change(seeds=2, epochs=1), out)

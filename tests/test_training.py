@@ -149,6 +149,23 @@ def test_a_damaged_checkpoint_is_noticed(damage, tmp_path):
         assert digest(train(path)) == expected  # and the file is whole again
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
+    path = tmp_path/'run.safetensors'
+    interrupted(path, after=2)
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    read = Path.read_bytes
+
+    def fail(file):
+        if file == path:
+            raise OSError(24, 'Too many open files')
+        return read(file)
+    monkeypatch.setattr(Path, 'read_bytes', fail)
+    with pytest.raises(OSError, match='Too many open files'):
+        train(path)
+    monkeypatch.undo()
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
 def test_another_run_is_refused(tmp_path):
     path = tmp_path/'run.safetensors'
     interrupted(path, after=1)
