@@ -265,7 +265,9 @@ def cell_markdown(cell: dict) -> str:
         if any(kind.startswith("image/") for kind in data):
             raise SystemExit("nbs/index.ipynb: a README cannot hold an output picture; link a file of nbs/images")
         text = "".join(output.get("text") or data.get("text/plain") or [])
-        if text:
+        if "text/markdown" in data:
+            parts.append("".join(data["text/markdown"]).strip())
+        elif text:
             parts.append(f"```\n{text.rstrip()}\n```")
     return "\n\n".join(parts)
 
