@@ -2,25 +2,28 @@
 
     python benchmarks/norm_collapse.py trace      # step by step, one seed: trace.csv
     python benchmarks/norm_collapse.py controls   # ten seeds of each norm: controls.csv
+    python benchmarks/norm_collapse.py forks      # from the third epoch of that seed on, in ten orders: forks.csv
 
 On the embedded digits, with the settings of the study `norm-collapse`, beside whose results the tables are written.
-The trace takes a minute, the controls ten.
+The trace and the forks take a minute each, the controls ten.
 """
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normnotes.data import load_data, write_atomic
+from normnotes.data import load_data, seed_generator, write_atomic
 from normnotes.models import Net
 from normnotes.plotting import variance_parts
 from normnotes.studies import STUDIES
-from normnotes.training import fit
+from normnotes.training import _Trainer, evaluate, fit, learning_rate
 
 OUT = Path(__file__).resolve().parent.parent / 'nbs/results/norm-collapse'
 STUDY = STUDIES['norm-collapse']
@@ -110,10 +113,51 @@ def control(norm: str, seed: int) -> dict:
     return {'norm': norm, 'seed': seed, 'test_acc': round(run.evaluation.accuracy, 2)}
 
 
+def walk(trainer: _Trainer, epochs: range, pace: float = 1.0) -> dict:
+    "Some epochs of training: the highest loss of a batch, the longest step beside the weights, the accuracy after it"
+    model, config, batches = trainer.model, trainer.config, trainer.batches
+    weights, losses, lengths = list(model.parameters()), [], []
+    for epoch in epochs:
+        torch.manual_seed(seed_generator(config.seed, 'dropout', epoch).initial_seed())
+        model.train()
+        for step, (x, y) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
+            for group in trainer.optimizer.param_groups:
+                group['lr'] = pace * learning_rate(config, step, len(batches))
+            loss = F.cross_entropy(model(x), y)
+            trainer.optimizer.zero_grad()
+            loss.backward()
+            before = torch.cat([w.detach().flatten() for w in weights])
+            trainer.optimizer.step()
+            after = torch.cat([w.detach().flatten() for w in weights])
+            losses.append(loss.item())
+            lengths.append(((after - before).norm() / before.norm()).item())
+    return {'loss': max(losses), 'step': max(lengths), 'test_acc': evaluate(model, trainer.data).accuracy}
+
+
+def forks(seed: int) -> list[dict]:
+    "Layer norm for three epochs; then two more in ten orders: as it is, with its channels centred, at half the rate"
+    def start(norm: str, order: int) -> _Trainer:
+        return _Trainer(Net(NORMS[norm], seed=seed), load_data('digits'), STUDY.config('ln', order, device='cpu'))
+
+    rows, first = [], start('ln', seed)
+    walk(first, range(1, 4))
+    weights, momentum = list(first.model.state_dict().values()), first.optimizer.state_dict()
+    ways = {'ln': ('ln', 1), 'ln, channels centred': ('ln, channels centred', 1), 'ln, half the rate': ('ln', 0.5)}
+    for name, (norm, pace) in ways.items():
+        for order in range(1, 11):
+            fork = start(norm, order)
+            own = [key for key in fork.model.state_dict() if not key.endswith('running')]  # that fills as it goes
+            fork.model.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
+            fork.optimizer.load_state_dict(copy.deepcopy(momentum))
+            rows.append({'norm': name, 'order': order} | walk(fork, range(4, 6), pace))
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('trace', 'controls'))
-    parser.add_argument('--seed', type=int, default=1, help='of the trace')
+    parser.add_argument('what', choices=('trace', 'controls', 'forks'))
+    parser.add_argument('--seed', type=int, default=1, help='of the trace and the forks')
     parser.add_argument('--steps', type=int, default=216, help='of the trace')
     parser.add_argument('--out', type=Path, default=OUT)
     args = parser.parse_args()
@@ -122,6 +166,8 @@ def main() -> None:
     if args.what == 'trace':
         for norm in ('ln', 'bn'):
             rows += trace(norm, args.seed, args.steps)
+    elif args.what == 'forks':
+        rows = forks(args.seed)
     else:
         for norm in list(NORMS)[2:]:
             for seed in STUDY.seeds:
