@@ -31,7 +31,7 @@ def over_sets(
     sets = planes.reshape(-1, groups, c // groups).mean((0, 2) if across_batch else 2, keepdim=True)
     return sets.expand(-1, -1, c // groups).reshape(-1, c, 1)
 
-# %% ../nbs/01_norms.ipynb #6c647028
+# %% ../nbs/01_norms.ipynb #5d3f5709
 class Normalize(torch.autograd.Function):
     "Normalize each set of planes, then scale and shift each channel; gives the output, the means and the variances."
 
@@ -63,18 +63,18 @@ class Normalize(torch.autograd.Function):
             grad_y = torch.zeros_like(x)
         rstd = torch.rsqrt(var + ctx.eps)
         grad_y = grad_y.to(mean.dtype)
-        sum_g = grad_y.sum(2, keepdim=True)                                   # of each plane, (N, C, 1)
-        sum_gx = ((grad_y * x).sum(2, keepdim=True) - mean * sum_g) * rstd    # of g * x_hat
+        centred = x - mean                                            # before it is summed: x may be far from zero
+        sum_d = grad_y.sum(2, keepdim=True)                           # of each plane, (N, C, 1)
+        sum_dx = (grad_y * centred).sum(2, keepdim=True) * rstd       # of d * x_hat
         if size == 0:
-            sum_gx = torch.zeros_like(sum_g)                                  # images without a pixel have no mean
+            sum_dx = torch.zeros_like(sum_d)                          # images without a pixel have no mean
         grad_x = grad_gamma = grad_beta = None
         if need_beta:
-            grad_beta = sum_g.sum(0).to(beta.dtype)
+            grad_beta = sum_d.sum(0).to(beta.dtype)
         if need_gamma:
-            grad_gamma = sum_gx.sum(0).to(gamma.dtype)
+            grad_gamma = sum_dx.sum(0).to(gamma.dtype)
         if need_x:
-            if gamma is not None:
-                sum_g, sum_gx = sum_g * gamma, sum_gx * gamma
+            sum_g, sum_gx = (sum_d, sum_dx) if gamma is None else (sum_d * gamma, sum_dx * gamma)
             slope = -rstd.square() * over_sets(sum_gx, groups, across_batch) / size
             offset = -rstd * over_sets(sum_g, groups, across_batch) / size
             share = size * x.shape[0] if across_batch else size
@@ -83,7 +83,7 @@ class Normalize(torch.autograd.Function):
             if grad_var is not None:
                 slope = slope + 2 * over_sets(grad_var, groups, False) / share
             scale = rstd if gamma is None else rstd * gamma
-            grad_x = (x * slope).add_(offset - slope * mean).addcmul_(grad_y, scale).to(x.dtype)
+            grad_x = (centred * slope).add_(offset).addcmul_(grad_y, scale).to(x.dtype)
         return grad_x, grad_gamma, grad_beta, None, None, None
 
 # %% ../nbs/01_norms.ipynb #b84a326c
