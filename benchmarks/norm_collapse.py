@@ -113,7 +113,7 @@ def control(norm: str, seed: int) -> dict:
     return {'norm': norm, 'seed': seed, 'test_acc': round(run.evaluation.accuracy, 2)}
 
 
-def walk(trainer: _Trainer, epochs: range, pace: float = 1.0) -> dict:
+def walk(trainer: _Trainer, epochs: range) -> dict:
     "Some epochs of training: the highest loss of a batch, the longest step beside the weights, the accuracy after it"
     model, config, batches = trainer.model, trainer.config, trainer.batches
     weights, losses, lengths = list(model.parameters()), [], []
@@ -122,7 +122,7 @@ def walk(trainer: _Trainer, epochs: range, pace: float = 1.0) -> dict:
         model.train()
         for step, (x, y) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
             for group in trainer.optimizer.param_groups:
-                group['lr'] = pace * learning_rate(config, step, len(batches))
+                group['lr'] = learning_rate(config, step, len(batches))
             loss = F.cross_entropy(model(x), y)
             trainer.optimizer.zero_grad()
             loss.backward()
@@ -136,20 +136,20 @@ def walk(trainer: _Trainer, epochs: range, pace: float = 1.0) -> dict:
 
 def forks(seed: int) -> list[dict]:
     "Layer norm for three epochs; then two more in ten orders: as it is, with its channels centred, at half the rate"
-    def start(norm: str, order: int) -> _Trainer:
-        return _Trainer(Net(NORMS[norm], seed=seed), load_data('digits'), STUDY.config('ln', order, device='cpu'))
+    def start(norm: str, order: int, variant: str = 'ln') -> _Trainer:
+        return _Trainer(Net(NORMS[norm], seed=seed), load_data('digits'), STUDY.config(variant, order, device='cpu'))
 
     rows, first = [], start('ln', seed)
     walk(first, range(1, 4))
     weights, momentum = list(first.model.state_dict().values()), first.optimizer.state_dict()
-    ways = {'ln': ('ln', 1), 'ln, channels centred': ('ln, channels centred', 1), 'ln, half the rate': ('ln', 0.5)}
-    for name, (norm, pace) in ways.items():
+    centred, slow = 'ln, channels centred', 'ln, half the rate'
+    for name, norm, variant in (('ln', 'ln', 'ln'), (centred, centred, 'ln'), (slow, 'ln', 'ln@lr=0.05')):
         for order in range(1, 11):
-            fork = start(norm, order)
+            fork = start(norm, order, variant)
             own = [key for key in fork.model.state_dict() if not key.endswith('running')]  # that fills as it goes
             fork.model.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
             fork.optimizer.load_state_dict(copy.deepcopy(momentum))
-            rows.append({'norm': name, 'order': order} | walk(fork, range(4, 6), pace))
+            rows.append({'norm': name, 'order': order} | walk(fork, range(4, 6)))
             print(rows[-1], flush=True)
     return rows
 
