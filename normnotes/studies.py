@@ -1092,7 +1092,7 @@ def _measure(name: str) -> Measure:
         raise ValueError(f'unknown measure {name!r}{_closest(name, list(MEASURES))}')
     return MEASURES[name]
 
-# %% ../nbs/06_studies.ipynb #cd68cb03
+# %% ../nbs/06_studies.ipynb #5c243569
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed and image by image"
@@ -1148,8 +1148,9 @@ class Comparison:
             )
         if not self.differs:
             text = f'no difference can be told apart from chance with {e.n} seed' + 's' * (e.n > 1)
-            enough = self.seeds_needed(0.1) if m.unit == 'points' and max(e.sd, self.step) > 0 else None
-            return text + (f'; a difference of 0.1 points would take about {enough} seeds' if enough else '')
+            amount = max(0.1, self.step)  # points; less than one test image cannot be seen in a net
+            enough = self.seeds_needed(amount) if m.unit == 'points' and max(e.sd, self.step) > 0 else None
+            return text + (f'; a difference of {amount:.2g} points would take about {enough} seeds' if enough else '')
         first, second = (self.a, self.b) if e.mean > 0 else (self.b, self.a)
         low, high = sorted((abs(e.low), abs(e.high)))
         word = {'': 'higher', 'higher': 'better', 'lower': 'better'}[m.better]
@@ -2011,17 +2012,17 @@ CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what is asked about
     Claim('asked here', 'L1 narrows the gap between training and test accuracy', 'mnist-norms', 'bn+l1 < bn', 'gap'),
 )
 
-# %% ../nbs/06_studies.ipynb #b1442fdb
+# %% ../nbs/06_studies.ipynb #ca4ed284
 def claims_table(
     *results: Results,  # of studies that claims are about
 ) -> str:  # Markdown
     "The claims that these studies test, with the verdicts"
-    lines = ['| source | says | test | effect, with 95 % interval | verdict |', '|---|---|---|---|---|']
+    lines = ['| source | says | verdict | test | effect, with 95 % interval |', '|---|---|---|---|---|']
     by_name = {r.study.name: r for r in results}
     for claim in CLAIMS:
         if claim.study in by_name:
             finding = claim.check(by_name[claim.study])
             test = f'`{claim.test}`' + f' ({_measure(claim.measure).label})' * (claim.measure != 'test_acc')
             test += f'; `{claim.study}`' * (len(by_name) > 1)
-            lines.append(f'| {claim.source} | {claim.says} | {test} | {finding.effect} | **{finding.verdict}** |')
+            lines.append(f'| {claim.source} | {claim.says} | **{finding.verdict}** | {test} | {finding.effect} |')
     return '\n'.join(lines)
