@@ -90,7 +90,7 @@ def seed_generator(
     digest = hashlib.sha256(json.dumps(words).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], 'big'))
 
-# %% ../nbs/02_data.ipynb #ce8ef7e3
+# %% ../nbs/02_data.ipynb #314006be
 @dataclass
 class Split:
     "Images with their labels."
@@ -109,7 +109,10 @@ class Split:
 
     def __getitem__(self, which) -> 'Split':
         "The part that a slice, a mask or a list of indices picks."
-        return Split(self.images[which], self.labels[which])
+        images = self.images[which]
+        if images.ndim == 3:
+            raise TypeError('one index picks no Split; use split.images[i] and split.labels[i], or split[i:i + 1]')
+        return Split(images, self.labels[which])
 
     def to(self, device: str | torch.device) -> 'Split':
         "The same images and labels on `device`."
@@ -198,11 +201,11 @@ class DataSet:
         return (f'{self.name}: {len(self.train):,} training and {len(self.test):,} test images of '
                 f"{'x'.join(map(str, self.shape))}, {self.num_classes} classes; {self.source}")
 
-# %% ../nbs/02_data.ipynb #31d7468a
+# %% ../nbs/02_data.ipynb #0d8441b6
 def enlarge_digits(
     digits: Tensor,  # values 0..16, (N, 8, 8)
 ) -> Tensor:  # uint8, (N, 1, 28, 28)
-    "Digits of 8x8 made 20x20 in a black frame, by bicubic interpolation in whole numbers."
+    "Digits of 8x8 made 20x20 in the middle of 28x28, by bicubic interpolation in whole numbers."
     def cubic(distance: Fraction) -> Fraction:  # the weight of an old pixel at this distance
         t = abs(distance)
         if t < 1:

@@ -7,7 +7,7 @@ __all__ = ['ARCHS', 'Norm', 'MODELS', 'Row', 'Arch', 'conv', 'point', 'pool', 'a
            'Dropout', 'TableNet', 'Net', 'CifarNet', 'count_params', 'LayerInfo', 'ParamTable', 'param_table', 'save',
            'load', 'make_model']
 
-# %% ../nbs/03_models.ipynb #c0c7b648
+# %% ../nbs/03_models.ipynb #6b6a4d1b
 import json
 import os
 import warnings
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .data import seed_generator, write_atomic
-from .norms import _evaluating, default_groups, make_norm
+from .norms import InstanceNorm2d, _evaluating, default_groups, make_norm
 from .sets import norm_kind
 
 # %% ../nbs/03_models.ipynb #a78da9c5
@@ -259,7 +259,7 @@ def _split_norm(norm: Norm, groups: int | None) -> tuple[Norm, int | None]:
         groups = int(number)
     return kind, groups
 
-# %% ../nbs/03_models.ipynb #1f25c8e7
+# %% ../nbs/03_models.ipynb #7501eceb
 class TableNet(nn.Module):
     "A network built from the rows of an architecture. `Net` and `CifarNet` are the two kinds of it."
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)  # the names that `arch` may take; the first is the default
@@ -341,11 +341,11 @@ class TableNet(nn.Module):
             steps = self.rows[before].steps.replace('drop2d', '').replace('drop', '').split()
             if self.rows[name].kind == 'average' and steps[-1:] == ['norm']:
                 norm, channels = getattr(self, before).norm, getattr(self, before).conv.out_channels
-                if self.config['norm'] == 'in' or getattr(norm, 'num_groups', 0) == channels:
+                if isinstance(norm, (nn.InstanceNorm2d, InstanceNorm2d)) or getattr(norm, 'num_groups', 0) == channels:
                     warnings.warn(
                         f'instance norm right before the global average ({before}, {name}) gives every image the same '
                         f'logits, so this network cannot learn; use a table with the ReLU between them, such as '
-                        f"arch='eva4-norm-first'", stacklevel=4)
+                        f"arch='eva4-norm-first' (by name: the model 'net-norm-first')", stacklevel=3)
 
     @classmethod
     def _find_arch(cls, arch: str | Arch) -> Arch:

@@ -101,7 +101,7 @@ def norm_and_stats(
     y, mean, var = Normalize.apply(x.reshape(n, c, math.prod(x.shape[2:])), gamma, beta, groups, across_batch, eps)
     return y.view(x.shape), mean.squeeze(2), var.squeeze(2)
 
-# %% ../nbs/01_norms.ipynb #0a72742b
+# %% ../nbs/01_norms.ipynb #8c93e0ed
 class _Norm(nn.Module):
     "What all norm layers share: gamma and beta, and the check of the input."
 
@@ -186,6 +186,9 @@ class LayerNorm2d(GroupNorm):
         *,
         bias: bool = True,  # whether to learn beta, if `affine`
     ) -> None:
+        if isinstance(num_channels, (list, tuple)):
+            raise TypeError(f'LayerNorm2d takes a number of channels, not a shape like {list(num_channels)}; '
+                            'nn.LayerNorm takes a shape, and learns a gamma and a beta for each pixel')
         super().__init__(1, num_channels, eps, affine, device, dtype, bias=bias)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'ORDERS', 'STATS', 'variant_style', 'save_figure', 'record
            'layer_sparsity', 'plot_activations', 'running_stats', 'plot_running_stats', 'variance_parts',
            'record_norm_inputs']
 
-# %% ../nbs/05_plotting.ipynb #d0b979d8
+# %% ../nbs/05_plotting.ipynb #1eee7dd5
 import io
 import math
 import re
@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor, nn
@@ -398,7 +398,7 @@ def _over_seeds(rows: pd.DataFrame, column: str, band: str | None) -> pd.DataFra
         table['low'], table['high'] = table['mean'] - half, table['mean'] + half
     return table[table.seeds > 0]
 
-# %% ../nbs/05_plotting.ipynb #73526da5
+# %% ../nbs/05_plotting.ipynb #8f1d2d45
 def _value(number: float, column: str) -> str:
     "A number as the figures write it."
     return f'{number:.2f}' if column.endswith('acc') else f'{number:#.3g}' if abs(number) < 1 else f'{number:.2f}'
@@ -527,10 +527,9 @@ def plot_curves(
         edge = 0.02 * (epochs[-1] - epochs[-last:][0]) or 0.5
         left, right = epochs[-last:][0] - edge, epochs[-1] + edge
         axes[1].set(xlim=(left, right), ylim=limits)
-        box = (right - left, limits[1] - limits[0])
-        axes[0].add_patch(Rectangle((left, limits[0]), *box, fill=False, edgecolor='0.5', linewidth=1))
+        axes[0].axvspan(left, right, color='0.9', zorder=0)
         which = f'the last {last} epochs' if last > 1 else 'the last epoch'
-        axes[1].set_title(f'{which}: the box above', fontsize=9, fontweight='normal', loc='left')
+        axes[1].set_title(f'{which} (grey above), enlarged', fontsize=9, fontweight='normal', loc='left')
     if title:
         axes[0].set_title(title)
 

@@ -1092,7 +1092,7 @@ def _measure(name: str) -> Measure:
         raise ValueError(f'unknown measure {name!r}{_closest(name, list(MEASURES))}')
     return MEASURES[name]
 
-# %% ../nbs/06_studies.ipynb #5c243569
+# %% ../nbs/06_studies.ipynb #c88bf7b3
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed and image by image"
@@ -1150,7 +1150,9 @@ class Comparison:
             text = f'no difference can be told apart from chance with {e.n} seed' + 's' * (e.n > 1)
             amount = max(0.1, self.step)  # points; less than one test image cannot be seen in a net
             enough = self.seeds_needed(amount) if m.unit == 'points' and max(e.sd, self.step) > 0 else None
-            return text + (f'; a difference of {amount:.2g} points would take about {enough} seeds' if enough else '')
+            if not enough:
+                return text
+            return f'{text}; a difference of {amount:.2g} points would take about {float(f"{enough:.2g}"):,.0f} seeds'
         first, second = (self.a, self.b) if e.mean > 0 else (self.b, self.a)
         low, high = sorted((abs(e.low), abs(e.high)))
         word = {'': 'higher', 'higher': 'better', 'lower': 'better'}[m.better]

@@ -344,7 +344,7 @@ class _Totals:
         self.penalty += penalty * count
         self.bad_step = torch.where((self.bad_step < 0) & ~whole.isfinite(), step, self.bad_step)
 
-# %% ../nbs/04_training.ipynb #7785a948
+# %% ../nbs/04_training.ipynb #15fa9e31
 def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
@@ -408,10 +408,10 @@ class _Checkpoint:
                 continue
             if problems:
                 warnings.warn(f'checkpoint {problems[0]}; going on from {path.name}, which holds epoch '
-                                       f'{found[1]["epoch"]}', stacklevel=4)
+                                       f'{found[1]["epoch"]}', stacklevel=3)
             self.content = content
             return found
-        warnings.warn(f'checkpoint {" and ".join(problems)}; training starts anew', stacklevel=4)
+        warnings.warn(f'checkpoint {" and ".join(problems)}; training starts anew', stacklevel=3)
         return None
 
 
@@ -428,7 +428,7 @@ def _check_same_run(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -
                          'machine': 'another device, machine, torch or thread count, so the last bits may differ',
                          }.items():
         if found[key] != wanted[key]:
-            warnings.warn(f'checkpoint {path.name} was begun with {meaning}', stacklevel=4)
+            warnings.warn(f'checkpoint {path.name} was begun with {meaning}', stacklevel=3)
 
 # %% ../nbs/04_training.ipynb #f15b7ecf
 class _Progress:
@@ -473,7 +473,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.close()
 
-# %% ../nbs/04_training.ipynb #d9219e85
+# %% ../nbs/04_training.ipynb #593f9c90
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
     "SIGTERM leaves as Ctrl-C does, through the open `finally` clauses, with exit status 143"
@@ -491,18 +491,24 @@ def _terminate_politely() -> Iterator[None]:
 
 
 def _warn_of_penalty(model: nn.Module, data: DataSet, config: TrainConfig) -> None:
-    "Warn when the penalty at the start is larger than the loss"
+    "Warn when the penalty at the start is larger than the loss, or its zeros will be averaged away"
     if not config.l1 and not config.l2:
         return
+    if config.ema and config.l1 and config.l1_mode == 'proximal':
+        warnings.warn('the average over steps (ema) turns zeros of the proximal step into small numbers; '
+                      'ema=0 keeps them', stacklevel=3)
     device = next(model.parameters()).device
     count = _fits(data.train.images, 512)
     images, labels = data.train.images[:count].to(device), data.train.labels[:count].to(device)
     with torch.no_grad(), _evaluating(model):
         loss = F.cross_entropy(model(normalize(images, data.mean, data.std)).float(), labels).item()
         sizes = {'l1': l1_penalty(model, config.penalize).item(), 'l2': l2_penalty(model, config.penalize).item()}
+    beside = {'l1': config.l1_mode == 'proximal', 'l2': config.l2_mode == 'decay'}
     for name, text in {'l1': 'Σ|w|', 'l2': 'Σw²/2'}.items():
+        if config.optimizer == 'adamw' and beside[name]:
+            continue  # a step beside Adam's own, whose length no loss changes
         strength, size, share = getattr(config, name), sizes[name], 1.
-        if name == 'l1' and config.l1_mode == 'proximal' and config.optimizer == 'sgd':
+        if name == 'l1' and config.l1_mode == 'proximal':
             share = 1 - config.momentum  # momentum makes the steps on the loss longer, and not the proximal one
         if share * strength * size > loss:
             weaker = float(f'{loss / size / share / 20:.0e}')
@@ -697,7 +703,7 @@ def _describe(model: nn.Module, data: DataSet, config: TrainConfig, device: torc
         'start': _sha(*(t.detach().float() for t in state.values())),
         'machine': f'torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads'}
 
-# %% ../nbs/04_training.ipynb #16f81622
+# %% ../nbs/04_training.ipynb #2127bb73
 def fit(
     model: nn.Module,  # trained in place, on the configuration's device
     data: DataSet,  # what to train and test on
@@ -743,8 +749,7 @@ def fit(
                 save()
             if len(history) < config.epochs:
                 seed(config.seed)
-                trainer.run = _compile(model, config, data, steps * (config.epochs - len(history)),
-                                       trainer.amp, bar.note)
+                trainer.run = _compile(model, config, data, steps * config.epochs, trainer.amp, bar.note)
             for epoch in range(len(history) + 1, config.epochs + 1):
                 bar.start(epoch)
                 began = time.perf_counter()

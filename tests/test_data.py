@@ -485,3 +485,12 @@ print(next(int(line.split()[1]) for line in open('/proc/self/status') if line.st
 """
     out, err = run(code).communicate()
     assert int(out) < 1_000_000, err  # kB at the highest, torch included
+
+
+def test_one_index_is_no_split():
+    split = small_set().train
+    with pytest.raises(TypeError, match='one index picks no Split'):
+        split[0]
+    with pytest.raises(TypeError, match='one index picks no Split'):
+        next(iter(split))
+    assert len(split[0:1]) == len(split[[3]]) == 1

@@ -235,3 +235,21 @@ def test_workflows(root):
     matrix = test["jobs"]["test"]["strategy"]["matrix"]
     for row in matrix["include"]:  # GitHub merges a row that contradicts none of the lists into their jobs
         assert any(row[key] not in values for key, values in matrix.items() if key in row), row
+
+
+CELLS = json.loads((Path(__file__).parent.parent / "nbs/recipes.ipynb").read_text(encoding="utf-8"))["cells"]
+TEXT = "".join("".join(cell["source"]) + "\n" for cell in CELLS if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("title", re.findall(r"^## (.+)$", TEXT, re.M))
+def test_every_recipe_stands_alone(title, tmp_path, monkeypatch):
+    "A section in a fresh namespace and an empty folder"
+    monkeypatch.chdir(tmp_path)
+    names, here = {}, None
+    for cell in CELLS:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            here = (re.findall(r"^## (.+)$", source, re.M) or [here])[-1]
+        elif here == title and "workplace" not in source:
+            exec(source, names)
+    assert names

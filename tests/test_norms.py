@@ -243,3 +243,8 @@ def test_tools_of_torch_find_our_batch_norm():
     assert type(sync) is nn.SyncBatchNorm and (sync.eps, sync.momentum) == (.5, .25) and sync.weight is ours.weight
     agree([sync.running_mean, sync.running_var], [ours.running_mean, ours.running_var], 1e-12)
     assert (sync.eval()(data) - ours.eval()(data)).abs().max() < 1e-5
+
+
+def test_a_layer_norm_of_images_wants_channels_and_not_a_shape():
+    with pytest.raises(TypeError, match=r'not a shape like \[4, 6, 6\]; nn.LayerNorm takes a shape'):
+        LayerNorm2d([4, 6, 6])

@@ -209,3 +209,18 @@ def test_cuda_does_not_wait_each_step():
     finally:
         torch.cuda.set_sync_debug_mode('default')
     assert len(caught) < 30, len(caught)  # of 40 steps; what waits is the start and the end of the epoch
+
+
+def test_a_resumed_run_is_compiled_if_the_whole_run_is(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr('normnotes.training._compile', lambda model, _, __, steps, *more: asked.append(steps) or model)
+    config = TrainConfig(epochs=4, batch_size=32, device='cpu')
+
+    def stop(row):
+        if row['epoch'] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Net('bn', seed=0), few(), config, checkpoint=tmp_path / 'run', on_epoch=stop, progress='none')
+    fit(Net('bn', seed=0), few(), config, checkpoint=tmp_path / 'run', progress='none')
+    assert len(asked) == 2 and asked[0] == asked[1]
