@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(data)
     return parser
 
-# %% ../nbs/07_cli.ipynb #3a0128d8
+# %% ../nbs/07_cli.ipynb #95a4c7e0
 class _Usage(Exception):
     "The command cannot be meant; the message is one line."
 
@@ -259,6 +259,14 @@ def _check_device(name: str) -> None:
         raise _Usage(f'no device {name!r} here; use {", or ".join(["cpu", *there])}') from None
 
 
+def _reaches(key: str, variant: str) -> bool:
+    "Whether a setting of the study has any effect on a variant."
+    from normnotes.studies import Variant
+
+    parsed = Variant.parse(variant)
+    return getattr(parsed, key) is True if key in ('l1', 'l2') else key not in dict(parsed.settings)
+
+
 def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     "The studies that are asked for, with their folders."
     from normnotes.studies import Study, _data_name, get_studies
@@ -273,16 +281,24 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
             studies = [Study.on(**changes)]
         else:
             studies = [s.change(**changes) for s in get_studies(args.name)]
+            if len(studies) == 1:  # where there are several, one that fails does not stop the others
+                studies = [s.change(data=_data_name(s.data)) for s in studies]
     except ValueError as error:
         raise _Usage(str(error)) from None
+    for key in _SETTINGS:
+        if key in changes and not any(_reaches(key, v) for s in studies for v in s.variants):
+            option, way = f'--{key.replace("_", "-")} {changes[key]}', 'each has its own'
+            if key in ('l1', 'l2'):
+                way = f"write '+{key}' in one, as in 'bn+{key}'"
+            raise _Usage(f'{option} would change nothing, for no variant takes it; {way}')
     suffix = ''.join(f'-{k}={Path(str(v)).name if k == "data" else v}' for k, v in changes.items() if k in _SETTINGS)
     group = len(studies) > 1
     folders = []
     for study in studies:
         head, *tail = study.name.split('/')
         base = Path(args.out).expanduser() if args.out else Path('runs') / (head + suffix)
-        if group and args.out and not tail:  # of a file with several studies
-            tail = [head]
+        if group and args.out and len({s.name.split('/')[0] for s in studies}) > 1:  # of a file with several studies
+            tail = [head, *tail]
         folders.append(base.joinpath(*tail) if group or not args.out else base)
     return list(zip(studies, folders, strict=True))
 

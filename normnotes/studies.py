@@ -933,7 +933,7 @@ def _outcomes(calls: list[tuple], jobs: int, backend: str | None) -> Iterator[di
 
         get_reusable_executor().shutdown(wait=True)
 
-# %% ../nbs/06_studies.ipynb #351d6bdc
+# %% ../nbs/06_studies.ipynb #cc73b087
 def run_study(
     study: Study,
     out: str | os.PathLike | None = None,  # the study's folder; 'runs/NAME' unless given
@@ -960,7 +960,7 @@ def run_study(
     except OSError as error:
         raise StudyError(_cannot_write(out, error)) from None
 
-    root = None if root is None else str(Path(root).absolute())
+    root = None if root is None else str(Path(root).expanduser().absolute())
     failed: dict[tuple[str, int], str] = {}
     with _Display(study, out, kind) as display:
         waiting = [run for run in study.runs() if run not in done]
@@ -1092,7 +1092,7 @@ def _measure(name: str) -> Measure:
         raise ValueError(f'unknown measure {name!r}{_closest(name, list(MEASURES))}')
     return MEASURES[name]
 
-# %% ../nbs/06_studies.ipynb #c88bf7b3
+# %% ../nbs/06_studies.ipynb #88dc9c6a
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed and image by image"
@@ -1149,7 +1149,7 @@ class Comparison:
         if not self.differs:
             text = f'no difference can be told apart from chance with {e.n} seed' + 's' * (e.n > 1)
             amount = max(0.1, self.step)  # points; less than one test image cannot be seen in a net
-            enough = self.seeds_needed(amount) if m.unit == 'points' and max(e.sd, self.step) > 0 else None
+            enough = self.seeds_needed(amount) if e.n > 2 and m.unit == 'points' and max(e.sd, self.step) > 0 else None
             if not enough:
                 return text
             return f'{text}; a difference of {amount:.2g} points would take about {float(f"{enough:.2g}"):,.0f} seeds'
@@ -1263,7 +1263,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #9897d3a3
+# %% ../nbs/06_studies.ipynb #2f2171cc
 class Results:
     "What the runs of a study gave"
 
@@ -1332,8 +1332,10 @@ class Results:
     def told(self) -> str:
         "A sentence on where and how fast it was measured; the quickest epochs count, as runs may have been disturbed"
         made, nets = self.made_with, self.history.groupby(['variant', 'seed'])
-        quickest = self.history.groupby('variant').seconds.min()
-        total = sum(len(rows) * quickest[variant] for (variant, _), rows in nets)
+        quickest = self.history.groupby('variant').seconds.min().dropna()
+        if 'torch' not in made or quickest.empty:
+            return 'Where and how fast this was measured is not known.'
+        total = sum(len(rows) * quickest.get(variant, 0.0) for (variant, _), rows in nets)
         where = made['gpu'] or f'a CPU ({made["machine"]}, {made["cpus"]} cores)'
         every = f'{total / 3600:.1f} hours' if total >= 5400 else f'{total / 60:.0f} minutes'
         every = every if total >= 90 else f'{total:.0f} seconds'
@@ -1659,6 +1661,12 @@ class Results:
         from normnotes.plotting import _new_axes, variant_style
 
         table = self.sweep(key).assign(error=lambda t: 100 - t.test_acc)
+        if table.duplicated(['norm', key, 'seed']).any():
+            raise ValueError(
+                f'some variants have the same norm and the same {key}; draw a part of them, as in '
+                'results.only(results.study.change(variants=...)).plot_sweep(...)'
+            )
+        lost = table[table.error.isna()].groupby(['norm', key], sort=False).size()
         ticks = sorted(table[key].unique())
         fig, (panel, *_) = _new_axes(ax, 1, 1, (7, 3.6))
         norms = list(table.norm.unique())
@@ -1679,6 +1687,9 @@ class Results:
         panel.set(xticks=range(len(ticks)), xticklabels=[_number_text(float(x)) for x in ticks])
         panel.set(xlabel=label or key, ylabel='test error (%)')
         panel.legend(frameon=False)
+        if len(lost):
+            text = ', '.join(f'{count} of {norm} at {_number_text(float(x))}' for (norm, x), count in lost.items())
+            panel.set_title(f'without an accuracy, and not drawn: {text}', fontsize=9, fontweight='normal', loc='left')
         return fig
 
     def _write_figures(self, out: Path, data: DataSet | None) -> list[Path]:
@@ -2014,7 +2025,13 @@ CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what is asked about
     Claim('asked here', 'L1 narrows the gap between training and test accuracy', 'mnist-norms', 'bn+l1 < bn', 'gap'),
 )
 
-# %% ../nbs/06_studies.ipynb #ca4ed284
+# %% ../nbs/06_studies.ipynb #f57c03fd
+def _changed(study: Study) -> list[str]:
+    "How a study differs from the preset of its name; more or fewer seeds and variants are no difference."
+    preset, own = ({**s.to_dict(), 'note': '', 'seeds': 0, 'variants': 0} for s in (STUDIES[study.name], study))
+    return _differences(preset, own)
+
+
 def claims_table(
     *results: Results,  # of studies that claims are about
 ) -> str:  # Markdown
@@ -2023,7 +2040,9 @@ def claims_table(
     by_name = {r.study.name: r for r in results}
     for claim in CLAIMS:
         if claim.study in by_name:
-            finding = claim.check(by_name[claim.study])
+            finding, other = claim.check(by_name[claim.study]), _changed(by_name[claim.study].study)
+            if other:
+                finding = Finding(claim, 'not tested', f'another study of this name ({"; ".join(other[:3])})')
             test = f'`{claim.test}`' + f' ({_measure(claim.measure).label})' * (claim.measure != 'test_acc')
             test += f'; `{claim.study}`' * (len(by_name) > 1)
             lines.append(f'| {claim.source} | {claim.says} | **{finding.verdict}** | {test} | {finding.effect} |')
