@@ -780,7 +780,7 @@ def plot_class_accuracy(
         _legend(fig, panel, panel.get_legend_handles_labels()[0], ax is None)
     return fig
 
-# %% ../nbs/05_plotting.ipynb #0b248f5b
+# %% ../nbs/05_plotting.ipynb #3877622a
 def plot_sparsity(
     models: Any,  # a model, a `Run`, or a dict from a variant to either
     below: float = 1e-3,  # a weight counts as near zero up to this size
@@ -823,14 +823,15 @@ def plot_weights(
     reach = max(float(np.quantile(np.abs(values), 0.995)) for values in named.values()) or 1.0
     fig, (panel, *_) = _new_axes(ax, 1, 1, (6.4, 3.2))
     panel.set_yscale('log')
-    panel.set_ylim(bottom=50 / max(map(len, named.values())))  # half a weight
     for name, values in named.items():
         counts, edges = np.histogram(values.clip(-reach, reach), bins=bins, range=(-reach, reach))
         style = variant_style(name or 'none')
         label = f'{name}, ' * bool(name) + f'mean size {np.abs(values).mean():.3f}'
         line = {'color': style['color'], 'linestyle': style['linestyle'], 'linewidth': 1.6}
         panel.stairs(100 * counts / len(values), edges, label=label, baseline=None, **line)
-    panel.set(xlabel='weight', ylabel=f'share of the weights (%)\nin each of {bins} bins')
+    panel.set_ylim(bottom=50 / max(map(len, named.values())))  # half a weight; last, so that the peaks are inside
+    panel.set(xlabel='weight; larger ones in the outermost bins')
+    panel.set_ylabel(f'share of the weights (%)\nin each of {bins} bins')
     if title:
         panel.set_title(title)
     _legend(fig, panel, panel.get_legend_handles_labels()[0], ax is None)

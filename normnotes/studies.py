@@ -1993,7 +1993,7 @@ def get_studies(
     groups = dict.fromkeys(key.split('/')[0] for key in STUDIES)
     raise ValueError(f'unknown study {name!r}{_closest(name, [*groups, *(k for k in STUDIES if "/" in k)])}')
 
-# %% ../nbs/06_studies.ipynb #70eb33c3
+# %% ../nbs/06_studies.ipynb #2b63f7d6
 CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what is asked about them, with what tests it
     Claim(
         'EVA6',
@@ -2011,16 +2011,16 @@ CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what is asked about
         'mnist-penalties',
         'bn+l1 > bn, bn+l2, bn+l1+l2',
     ),
-    Claim('EVA4 session 6', 'L1 is above no penalty (99.36, 99.31)', 'mnist-penalties', 'bn+l1 > bn'),
-    Claim('EVA4 session 6', 'L2 is below no penalty (99.24, 99.31)', 'mnist-penalties', 'bn+l2 < bn'),
-    Claim('EVA4 session 6', 'L1 and L2 together are worst', 'mnist-penalties', 'bn+l1+l2 < bn, bn+l1, bn+l2'),
+    Claim('EVA4’s figures', 'L1 is above no penalty (99.36, 99.31)', 'mnist-penalties', 'bn+l1 > bn'),
+    Claim('EVA4’s figures', 'L2 is below no penalty (99.24, 99.31)', 'mnist-penalties', 'bn+l2 < bn'),
+    Claim('EVA4’s figures', 'L1 and L2 together are worst', 'mnist-penalties', 'bn+l1+l2 < bn, bn+l1, bn+l2'),
     Claim('EVA4 session 6', 'with L2 the loss has spikes', 'mnist-penalties', 'bn+l2 > bn, bn+l1', 'test_loss_rise'),
     Claim('ERA-V1 session 8', 'no norm passes 70 %', 'as-published/era', 'bn+l1, ln+l1, gn+l1 < 70'),
     Claim('EVA8', 'layer norm is best of the three', 'mnist-norms', 'ln > gn, bn+l1'),
     Claim('asked by Session 5', 'batch norm wins without L1', 'mnist-norms', 'bn > ln, gn'),
     Claim('asked here', 'the net of ERA-V1 passes 70 %, with L2 for L1', 'cifar10-small', 'bn+l2, ln+l2, gn+l2 > 70'),
     Claim('asked here', 'a larger net passes 70 %', 'cifar10-norms', 'bn+l2, ln+l2, gn+l2 > 70'),
-    Claim('asked here', 'a norm helps', 'mnist-norms', 'bn, ln, gn > none'),
+    Claim('asked here', 'a norm helps, at a learning rate for nets with one', 'mnist-norms', 'bn, ln, gn > none'),
     Claim('asked here', 'L1 makes batch norm better', 'mnist-norms', 'bn+l1 > bn'),
     Claim('asked here', 'L1 narrows the gap between training and test accuracy', 'mnist-norms', 'bn+l1 < bn', 'gap'),
 )
