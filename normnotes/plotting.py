@@ -38,9 +38,9 @@ from .data import normalize, write_atomic
 from .norms import _evaluating
 from .sets import NORM_COLORS, norm_kind
 
-# %% ../nbs/05_plotting.ipynb #6a0b7620
+# %% ../nbs/05_plotting.ipynb #b772f3dd
 _OTHER_COLORS = ['#56B4E9', '#882255', '#44AA99', '#999933', '#AA4499', '#6699CC']  # for norms of your own
-_PENALTY_SHADES = {'': 0.0, 'l1': 0.3, 'l2': -0.3, 'l1+l2': 0.6}  # above zero: darker
+_PENALTY_SHADES = {'': 0.0, 'l1': 0.3, 'l2': -0.3, 'l1+l2': 0.5}  # above zero: darker
 _PENALTY_LINES: dict[str, Any] = {'': '-', 'l1': '-.', 'l2': ':', 'l1+l2': (0, (3, 1, 1, 1, 1, 1))}
 _MARKERS: dict[str, tuple[Any, ...]] = {  # without a penalty, with l1, with l2, with both
     'bn': ('o', '*', (5, 2, 0), 'p'),
@@ -91,7 +91,7 @@ def variant_style(
     for setting in settings:
         value = _number(setting.partition('=')[2])
         shade += 0.05 * (math.log2(value) if value else zlib.crc32(setting.encode()) % 13 - 6)
-    color = _shade(color, max(-0.5, min(0.7, shade)))
+    color = _shade(color, max(-0.5, min(0.5, shade)))
     return {
         'color': color,
         'linestyle': _PENALTY_LINES[penalty],

@@ -212,8 +212,9 @@ def test_every_page_has_a_description_of_its_own(root):
     assert sorted(set(found)) == sorted(found)
 
 
-def test_the_page_of_settings_shows_the_studies_as_they_are(root):
+def test_the_page_of_settings_shows_the_studies_as_they_are(root, monkeypatch):
     "Its saved output is what its cells say today."
+    monkeypatch.chdir(root / "nbs")  # beside the stored results
     cells = json.loads((root / "nbs/settings.ipynb").read_text(encoding="utf-8"))["cells"]
     shown, names = [], {}
     for cell in cells:
