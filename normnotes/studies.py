@@ -2025,7 +2025,7 @@ CLAIMS: tuple[Claim, ...] = (  # what the originals say, and what is asked about
     Claim('asked here', 'L1 narrows the gap between training and test accuracy', 'mnist-norms', 'bn+l1 < bn', 'gap'),
 )
 
-# %% ../nbs/06_studies.ipynb #f57c03fd
+# %% ../nbs/06_studies.ipynb #dea64048
 def _changed(study: Study) -> list[str]:
     "How a study differs from the preset of its name; more or fewer seeds and variants are no difference."
     preset, own = ({**s.to_dict(), 'note': '', 'seeds': 0, 'variants': 0} for s in (STUDIES[study.name], study))
@@ -2040,9 +2040,11 @@ def claims_table(
     by_name = {r.study.name: r for r in results}
     for claim in CLAIMS:
         if claim.study in by_name:
-            finding, other = claim.check(by_name[claim.study]), _changed(by_name[claim.study].study)
-            if other:
+            found = by_name[claim.study]
+            if other := _changed(found.study):
                 finding = Finding(claim, 'not tested', f'another study of this name ({"; ".join(other[:3])})')
+            else:
+                finding = claim.check(found)
             test = f'`{claim.test}`' + f' ({_measure(claim.measure).label})' * (claim.measure != 'test_acc')
             test += f'; `{claim.study}`' * (len(by_name) > 1)
             lines.append(f'| {claim.source} | {claim.says} | **{finding.verdict}** | {test} | {finding.effect} |')
