@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(data)
     return parser
 
-# %% ../nbs/07_cli.ipynb #95a4c7e0
+# %% ../nbs/07_cli.ipynb #959f348e
 class _Usage(Exception):
     "The command cannot be meant; the message is one line."
 
@@ -293,11 +293,12 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
             raise _Usage(f'{option} would change nothing, for no variant takes it; {way}')
     suffix = ''.join(f'-{k}={Path(str(v)).name if k == "data" else v}' for k, v in changes.items() if k in _SETTINGS)
     group = len(studies) > 1
+    sets = {study.name.split('/')[0] for study in studies}
     folders = []
     for study in studies:
         head, *tail = study.name.split('/')
         base = Path(args.out).expanduser() if args.out else Path('runs') / (head + suffix)
-        if group and args.out and len({s.name.split('/')[0] for s in studies}) > 1:  # of a file with several studies
+        if args.out and len(sets) > 1:  # of a file with several studies
             tail = [head, *tail]
         folders.append(base.joinpath(*tail) if group or not args.out else base)
     return list(zip(studies, folders, strict=True))

@@ -473,7 +473,7 @@ class _Progress:
         if self.bar is not None:
             self.bar.close()
 
-# %% ../nbs/04_training.ipynb #593f9c90
+# %% ../nbs/04_training.ipynb #13c2eafb
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
     "SIGTERM leaves as Ctrl-C does, through the open `finally` clauses, with exit status 143"
@@ -492,27 +492,29 @@ def _terminate_politely() -> Iterator[None]:
 
 def _warn_of_penalty(model: nn.Module, data: DataSet, config: TrainConfig) -> None:
     "Warn when the penalty at the start is larger than the loss, or its zeros will be averaged away"
-    if not config.l1 and not config.l2:
-        return
-    if config.ema and config.l1 and config.l1_mode == 'proximal':
+    proximal, adam = config.l1_mode == 'proximal', config.optimizer == 'adamw'
+    if config.ema and config.l1 and proximal:
         warnings.warn('the average over steps (ema) turns zeros of the proximal step into small numbers; '
                       'ema=0 keeps them', stacklevel=3)
+    penalties = []  # without the steps beside Adam's own, whose length no loss changes
+    if config.l1 and not (adam and proximal):
+        # momentum makes the steps on the loss longer, and not the proximal one
+        share = 1 - config.momentum if proximal else 1.
+        penalties.append(('l1', 'Σ|w|', l1_penalty, share))
+    if config.l2 and not (adam and config.l2_mode == 'decay'):
+        penalties.append(('l2', 'Σw²/2', l2_penalty, 1.))
+    if not penalties:
+        return
     device = next(model.parameters()).device
     count = _fits(data.train.images, 512)
     images, labels = data.train.images[:count].to(device), data.train.labels[:count].to(device)
     with torch.no_grad(), _evaluating(model):
         loss = F.cross_entropy(model(normalize(images, data.mean, data.std)).float(), labels).item()
-        sizes = {'l1': l1_penalty(model, config.penalize).item(), 'l2': l2_penalty(model, config.penalize).item()}
-    beside = {'l1': config.l1_mode == 'proximal', 'l2': config.l2_mode == 'decay'}
-    for name, text in {'l1': 'Σ|w|', 'l2': 'Σw²/2'}.items():
-        if config.optimizer == 'adamw' and beside[name]:
-            continue  # a step beside Adam's own, whose length no loss changes
-        strength, size, share = getattr(config, name), sizes[name], 1.
-        if name == 'l1' and config.l1_mode == 'proximal':
-            share = 1 - config.momentum  # momentum makes the steps on the loss longer, and not the proximal one
+    for name, symbol, penalty, share in penalties:
+        strength, size = getattr(config, name), penalty(model, config.penalize).item()
         if share * strength * size > loss:
             weaker = float(f'{loss / size / share / 20:.0e}')
-            product = f'{name}={strength:g} times {text}={size:,.0f}'
+            product = f'{name}={strength:g} times {symbol}={size:,.0f}'
             if share < 1:
                 product += f' times 1 - momentum={share:g}'
             warnings.warn(f'the {name.upper()} penalty starts at {share * strength * size:,.3g} ({product}) '
