@@ -1263,7 +1263,7 @@ def _from_tables(folder: Path, study: Study) -> tuple[pd.DataFrame, dict]:
             )  # how sure of the rest: not kept
     return _history(table.to_dict('records')), evaluations
 
-# %% ../nbs/06_studies.ipynb #2f2171cc
+# %% ../nbs/06_studies.ipynb #6d40fbdc
 class Results:
     "What the runs of a study gave"
 
@@ -1348,12 +1348,13 @@ class Results:
 
     @property
     def fingerprints(self) -> str:
-        "A line for each file of results in the folder: its name and the beginning of its SHA-256"
+        "A line for each table, array or net in the folder: its name and the beginning of its SHA-256"
         if self.folder is None:
             raise ValueError('these results are not from a folder, so there are no files')
         return '\n'.join(
-            f'{self.study.name}/{name} {hashlib.sha256((self.folder / name).read_bytes()).hexdigest()[:16]}'
-            for name in ('results.csv', 'mistakes.npz')
+            f'{self.study.name}/{path.name} {_checksum(path)[:16]}'
+            for path in sorted(self.folder.iterdir())
+            if path.suffix in ('.csv', '.npz', '.safetensors')
         )
 
     def images(self) -> DataSet:
