@@ -128,7 +128,7 @@ PAGES = sorted((ROOT / 'nbs').glob('1[0-9]_*.ipynb'))
 def made_from(page: Path) -> dict[str, str]:
     "The files of results that a page says it was made from, with their checksums."
     text = '\n'.join(printed(cell) for cell in code_cells(page))
-    return dict(re.findall(r'^([\w/-]+/(?:results\.csv|mistakes\.npz)) ([0-9a-f]{16})$', text, re.MULTILINE))
+    return dict(re.findall(r'^([\w/@=+.-]+\.(?:csv|npz|safetensors)) ([0-9a-f]{16})$', text, re.MULTILINE))
 
 
 @pytest.mark.parametrize('page', PAGES, ids=[p.stem for p in PAGES])
@@ -138,6 +138,28 @@ def test_the_saved_page_was_made_from_the_stored_files(page):
     for name, checksum in made_from(page).items():
         stored = hashlib.sha256((ROOT / 'nbs/results' / name).read_bytes()).hexdigest()[:16]
         assert stored == checksum, f'run {page.name} again: its outputs are of another {name}'
+
+
+def said(cell: dict) -> str:
+    "What a cell prints and shows, but for the pictures."
+    shown = [o.get('data', {}) for o in cell['outputs']]
+    texts = [data.get('text/markdown', data.get('text/plain', '')) for data in shown if 'image/png' not in data]
+    return ' '.join((printed(cell) + ' '.join(''.join(text) for text in texts)).split())
+
+
+@pytest.mark.parametrize('page', PAGES, ids=[p.stem for p in PAGES])
+def test_the_saved_page_says_what_its_cells_say_today(page):
+    "Word for word; numbers may differ in the last digit, as processors do."
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    nb = nbformat.read(page, 4)
+    where = {'metadata': {'path': str(page.parent)}}
+    nbclient.NotebookClient(nb, timeout=600, kernel_name='python3', resources=where).execute()
+    number = r'\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?'
+    for saved, cell in zip(code_cells(page), (c for c in nb.cells if c.cell_type == 'code'), strict=True):
+        old, new = said(saved), said(cell)
+        assert re.split(number, new) == re.split(number, old), f'run {page.name} again: it says something else today'
+        numbers = [[float(n.replace(',', '')) for n in re.findall(number, text)] for text in (new, old)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.011), ''.join(saved['source'])
 
 
 def test_every_stored_study_has_its_page():
