@@ -32,7 +32,7 @@ def in_company(model: nn.Module, data: DataSet, size: int) -> float:
     model, right = deepcopy(model).eval(), 0
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.train().momentum = 0.0
+            layer.train()
     with torch.no_grad():
         for x, y in Batches(data.test, size, data.mean, data.std).epoch(1):
             right += int((model(x).argmax(1) == y).sum())
@@ -52,13 +52,14 @@ def main() -> None:
             continue
         model = load(_run_folder(args.runs, variant, seed) / 'weights.safetensors')
         training = Batches(data.train, 1000, data.mean, data.std, config.augment).epoch(1)
+        company = {size: in_company(model, data, size) for size in {config.batch_size, 2}}
         row = {
             'batch_size': config.batch_size,
             'seed': seed,
             'running': evaluate(model, data).accuracy,
             'recomputed': evaluate(recompute_stats(deepcopy(model), training), data).accuracy,
-            'company': in_company(model, data, config.batch_size),
-            'pairs': in_company(model, data, 2),
+            'company': company[config.batch_size],
+            'pairs': company[2],
         }
         rows.append(row)
         print(', '.join(f'{name} {value:g}' for name, value in row.items()), flush=True)
