@@ -19,25 +19,27 @@ NOT_NEEDED = re.compile(
     r'<script src="https://cdnjs\.cloudflare\.com/ajax/libs/(?:require\.js|jquery)/[^>]*></script>\n?'
     r"|<script type=\"application/javascript\">define\('jquery'.*?</script>\n?"
 )
-LINK_IN_CODE = re.compile(r"\[`([^`<>]+)`\]\(https?://[^)<>]*\)")
+LINK_IN_CODE = re.compile(r'\[`([^`<>]+)`\]\(https?://[^)<>]*\)')
 CURRENT_PART = re.compile(r'class="nav-link active"( href="[^"]*") aria-current="page"')
 NAME = re.compile(r'href="(https?://[^"]*/)(\w+)\.html#([^"]+)"')
 
-docs = Path(os.environ["QUARTO_PROJECT_OUTPUT_DIR"])
-pages = {path: path.read_text(encoding="utf-8") for path in docs.rglob("*.html")}
+docs = Path(os.environ['QUARTO_PROJECT_OUTPUT_DIR'])
+pages = {path: path.read_text(encoding='utf-8') for path in docs.rglob('*.html')}
 anchors = {path: set(re.findall(r' id="([^"]+)"', text)) for path, text in pages.items()}
 
 
 def to_reference(link: re.Match) -> str:
     "The link, or one to the reference if its own page has no such anchor and the reference has."
     address, page, name = link.groups()
-    shown = name in anchors.get(docs / f"{page}.html", {name})
-    known = name in anchors.get(docs / f"reference/{page}.html", ())
+    shown = name in anchors.get(docs / f'{page}.html', {name})
+    known = name in anchors.get(docs / f'reference/{page}.html', ())
     return f'href="{address}reference/{page}.html#{name}"' if known and not shown else link[0]
 
 
 for path, text in pages.items():
-    mended = CURRENT_PART.sub(r'class="nav-link"\1', LINK_IN_CODE.sub(r"`\1`", NOT_NEEDED.sub("", text)))
+    mended = CURRENT_PART.sub(
+        r'class="nav-link"\1', LINK_IN_CODE.sub(r'`\1`', NOT_NEEDED.sub('', text))
+    )
     mended = NAME.sub(to_reference, mended)
     if mended != text:
-        path.write_text(mended, encoding="utf-8")
+        path.write_text(mended, encoding='utf-8')

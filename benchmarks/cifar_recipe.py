@@ -7,6 +7,7 @@ Each trial is one net with seed 0. It replaces its rows in nbs/results/cifar10-n
 which chapter 3 takes its numbers. Ten epochs of one trial take some six minutes on one core. Trials with fewer epochs
 in the table than planned were stopped when they had been decided.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from normnotes.data import DataSet, load_data, write_atomic
+from normnotes.core import write_atomic
+from normnotes.data import DataSet, load_data
 from normnotes.models import Arch, CifarNet, average, conv, count_params, point, pool, table
 from normnotes.training import TrainConfig, fit
 
@@ -27,11 +29,25 @@ OUT = Path(__file__).resolve().parent.parent / 'nbs/results/cifar10-norms/trials
 def shape(widths: tuple[int, ...], steps: str, small: str = '', last: str = '') -> Arch:
     "The assignment's shape with these widths, steps behind the 3x3 convolutions, behind the 1x1 and in the last row"
     a, b, c, d, e, f = widths
-    return Arch(table(
-        C1=conv(a, steps), C2=conv(b, steps), c3=point(c, small), P1=pool(),
-        C3=conv(d, steps), C4=conv(d, steps), C5=conv(d, steps, add='C3'), c6=point(e, small), P2=pool(),
-        C7=conv(f, steps), C8=conv(f, steps), C9=conv(f, last or steps, add='C7'),
-        GAP=average(), C10=point(0)), input_shape=(3, 32, 32))
+    return Arch(
+        table(
+            C1=conv(a, steps),
+            C2=conv(b, steps),
+            c3=point(c, small),
+            P1=pool(),
+            C3=conv(d, steps),
+            C4=conv(d, steps),
+            C5=conv(d, steps, add='C3'),
+            c6=point(e, small),
+            P2=pool(),
+            C7=conv(f, steps),
+            C8=conv(f, steps),
+            C9=conv(f, last or steps, add='C7'),
+            GAP=average(),
+            C10=point(0),
+        ),
+        input_shape=(3, 32, 32),
+    )
 
 
 FIRST, WIDE = (12, 16, 16, 32, 16, 32), (16, 16, 16, 28, 24, 32)
@@ -43,7 +59,9 @@ ARCHS = {
     'relu first': shape(WIDE, 'relu norm', 'relu norm'),
     'chosen': shape(WIDE, 'relu norm', 'relu norm', 'norm relu'),
 }
-TRIALS: dict[str, tuple[str, str, dict[str, Any]]] = {  # norm, architecture, changes to the settings
+TRIALS: dict[
+    str, tuple[str, str, dict[str, Any]]
+] = {  # norm, architecture, changes to the settings
     'first, 20 epochs': ('bn', 'first', {'epochs': 20}),
     'first': ('bn', 'first', {}),
     'wide': ('bn', 'wide', {}),
@@ -72,7 +90,9 @@ def held_out(data: DataSet) -> DataSet:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('names', nargs='+', help='; '.join(TRIALS))
     parser.add_argument('--data', default='cifar10', help='cifar10, or the path of an image folder')
     parser.add_argument('--out', type=Path, default=OUT, help='the table; one process per --out')
@@ -81,10 +101,14 @@ def main() -> None:
     data = held_out(load_data(args.data))
     for name in args.names:
         norm, arch, changes = TRIALS[name]
-        config = TrainConfig(**{'epochs': 10, 'augment': 'cifar', 'amp': 'bf16', 'device': 'cpu'} | changes)
+        config = TrainConfig(
+            **{'epochs': 10, 'augment': 'cifar', 'amp': 'bf16', 'device': 'cpu'} | changes
+        )
         model = CifarNet(norm, arch=ARCHS[arch], seed=0)
         run = fit(model, data, config, progress='log')
-        rows = pd.DataFrame(run.history)[['epoch', 'train_loss', 'train_acc', 'test_loss', 'test_acc']]
+        rows = pd.DataFrame(run.history)[
+            ['epoch', 'train_loss', 'train_acc', 'test_loss', 'test_acc']
+        ]
         rows.insert(0, 'trial', name)
         rows.insert(1, 'parameters', count_params(model))
         before = pd.read_csv(args.out) if args.out.exists() else rows[:0]

@@ -9,6 +9,7 @@ same cores (two, unless --cores says otherwise), taking turns. The DataLoader si
 time through torchvision's transforms, in worker processes, collated into batches of 128. Workers stay alive between
 epochs, so their start is not counted.
 """
+
 import argparse
 import json
 import os
@@ -23,13 +24,19 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from normnotes.data import AUGMENTS, Batches, DataSet, Split, load_data, seed_generator, write_atomic
+from normnotes.core import seed_generator, write_atomic
+from normnotes.data import AUGMENTS, Batches, DataSet, Split, load_data
 
 
 class Pictures(Dataset):
     "The images of a split one by one, as PIL images put through transforms: what torchvision.datasets.MNIST does"
+
     def __init__(self, split, transform):
-        self.images, self.labels, self.transform = split.images.movedim(1, -1).squeeze(-1), split.labels, transform
+        self.images, self.labels, self.transform = (
+            split.images.movedim(1, -1).squeeze(-1),
+            split.labels,
+            transform,
+        )
 
     def __len__(self):
         return len(self.labels)
@@ -52,7 +59,9 @@ def usual_transforms(name, data):
         steps.append(transforms.RandomRotation(aug.rotate))
     if aug.brightness or aug.contrast or aug.saturation or aug.hue:
         steps.append(transforms.ColorJitter(aug.brightness, aug.contrast, aug.saturation, aug.hue))
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
+    return transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    )
 
 
 def made_up():
@@ -60,7 +69,9 @@ def made_up():
     generator = seed_generator(0, 'benchmark')
     images = torch.randint(0, 256, (70_000, 1, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.randint(0, 10, (70_000,), generator=generator))
-    return DataSet.of('made-up', split[:60_000], split[60_000:], map(str, range(10)), 'noise of the size of MNIST')
+    return DataSet.of(
+        'made-up', split[:60_000], split[60_000:], map(str, range(10)), 'noise of the size of MNIST'
+    )
 
 
 def timed(epoch):
@@ -82,8 +93,12 @@ def peak_memory():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--data', default='made-up', help="'made-up', or what load_data takes: mnist, digits, a folder")
-    parser.add_argument('--augments', default='light,eva6', help=f"of {', '.join(AUGMENTS)}")
+    parser.add_argument(
+        '--data',
+        default='made-up',
+        help="'made-up', or what load_data takes: mnist, digits, a folder",
+    )
+    parser.add_argument('--augments', default='light,eva6', help=f'of {", ".join(AUGMENTS)}')
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--workers', type=int, default=2, help='processes of the DataLoader')
     parser.add_argument('--cores', type=int, default=2, help='cores that both sides may use')
@@ -92,15 +107,20 @@ def main():
     args = parser.parse_args()
 
     if hasattr(os, 'sched_setaffinity'):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.cores])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     torch.set_num_threads(args.cores)
     data = made_up() if args.data == 'made-up' else load_data(args.data)
     print(data)
     rows = []
     for name in args.augments.split(','):
         batches = Batches(data.train, args.batch_size, data.mean, data.std, augment=name)
-        loader = DataLoader(Pictures(data.train, usual_transforms(name, data)), args.batch_size, shuffle=True,
-                            num_workers=args.workers, persistent_workers=args.workers > 0)
+        loader = DataLoader(
+            Pictures(data.train, usual_transforms(name, data)),
+            args.batch_size,
+            shuffle=True,
+            num_workers=args.workers,
+            persistent_workers=args.workers > 0,
+        )
         timed(batches.epoch(0)), timed(loader)  # warm-up
         ours, theirs = [], []
         for epoch in range(1, args.repeats + 1):
@@ -108,18 +128,43 @@ def main():
             ours.append(timed(batches.epoch(epoch)))
         assert {images for _, images in ours + theirs} == {len(data.train)}
         slow, fast = (statistics.median(seconds for seconds, _ in runs) for runs in (theirs, ours))
-        rows.append({'augment': name, 'dataloader_seconds': slow, 'batches_seconds': fast, 'ratio': slow / fast})
-        print(f'{name:6} DataLoader {slow:6.2f} s, Batches {fast:6.3f} s an epoch: {slow / fast:.0f} times faster')
+        rows.append(
+            {
+                'augment': name,
+                'dataloader_seconds': slow,
+                'batches_seconds': fast,
+                'ratio': slow / fast,
+            }
+        )
+        print(
+            f'{name:6} DataLoader {slow:6.2f} s, Batches {fast:6.3f} s an epoch: {slow / fast:.0f} times faster'
+        )
         del loader
     memory = peak_memory()
     if memory:
         print(f'at most {memory:.0f} MB resident in this process')
     if args.out:
-        write_atomic(args.out, json.dumps({
-            'data': args.data, 'images': len(data.train), 'batch_size': args.batch_size, 'workers': args.workers,
-            'cores': args.cores, 'repeats': args.repeats, 'rows': rows, 'peak_memory_mb': memory,
-            'torch': torch.__version__, 'torchvision': torchvision.__version__, 'python': platform.python_version(),
-            'machine': platform.machine()}, indent=1) + '\n')
+        write_atomic(
+            args.out,
+            json.dumps(
+                {
+                    'data': args.data,
+                    'images': len(data.train),
+                    'batch_size': args.batch_size,
+                    'workers': args.workers,
+                    'cores': args.cores,
+                    'repeats': args.repeats,
+                    'rows': rows,
+                    'peak_memory_mb': memory,
+                    'torch': torch.__version__,
+                    'torchvision': torchvision.__version__,
+                    'python': platform.python_version(),
+                    'machine': platform.machine(),
+                },
+                indent=1,
+            )
+            + '\n',
+        )
 
 
 if __name__ == '__main__':

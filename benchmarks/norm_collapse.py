@@ -7,6 +7,7 @@
 On the embedded digits, with the settings of the study `norm-collapse`, beside whose results the tables are written.
 The trace and the forks take a minute each, the controls ten.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normnotes.data import load_data, seed_generator, write_atomic
+from normnotes.core import seed_generator, write_atomic
+from normnotes.data import load_data
 from normnotes.models import Net
 from normnotes.plotting import variance_parts
 from normnotes.studies import STUDIES
@@ -59,7 +61,10 @@ class UncentredBatchNorm(_Running):
 
     def __init__(self, num_channels: int):
         super().__init__(num_channels, 1.0)
-        self.weight, self.bias = nn.Parameter(torch.ones(num_channels)), nn.Parameter(torch.zeros(num_channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(num_channels)),
+            nn.Parameter(torch.zeros(num_channels)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         square = self.average(x.square().mean((0, 2, 3)))
@@ -67,7 +72,10 @@ class UncentredBatchNorm(_Running):
 
 
 NORMS: dict[str, str | Callable[[int], nn.Module]] = {
-    'bn': 'bn', 'ln': 'ln', 'ln, channels centred': CentredLayerNorm, 'bn, not centred': UncentredBatchNorm,
+    'bn': 'bn',
+    'ln': 'ln',
+    'ln, channels centred': CentredLayerNorm,
+    'bn, not centred': UncentredBatchNorm,
 }
 
 
@@ -78,7 +86,10 @@ def trace(norm: str, seed: int, steps: int) -> list[dict]:
     def watch(layer: int) -> Callable[[nn.Module, tuple], None]:
         def look(module: nn.Module, inputs: tuple) -> None:
             if module.training and step < steps and step % 2 == 0:
-                rows.append({'norm': norm, 'step': step, 'layer': layer} | variance_parts(inputs[0]))
+                rows.append(
+                    {'norm': norm, 'step': step, 'layer': layer} | variance_parts(inputs[0])
+                )
+
         return look
 
     def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -131,22 +142,37 @@ def walk(trainer: _Trainer, epochs: range) -> dict:
             after = torch.cat([w.detach().flatten() for w in weights])
             losses.append(loss.item())
             lengths.append(((after - before).norm() / before.norm()).item())
-    return {'loss': max(losses), 'step': max(lengths), 'test_acc': evaluate(model, trainer.data).accuracy}
+    return {
+        'loss': max(losses),
+        'step': max(lengths),
+        'test_acc': evaluate(model, trainer.data).accuracy,
+    }
 
 
 def forks(seed: int) -> list[dict]:
     "Layer norm for three epochs; then two more in ten orders: as it is, with its channels centred, at half the rate"
+
     def start(norm: str, order: int, variant: str = 'ln') -> _Trainer:
-        return _Trainer(Net(NORMS[norm], seed=seed), load_data('digits'), STUDY.config(variant, order, device='cpu'))
+        return _Trainer(
+            Net(NORMS[norm], seed=seed),
+            load_data('digits'),
+            STUDY.config(variant, order, device='cpu'),
+        )
 
     rows, first = [], start('ln', seed)
     walk(first, range(1, 4))
     weights, momentum = list(first.model.state_dict().values()), first.optimizer.state_dict()
     centred, slow = 'ln, channels centred', 'ln, half the rate'
-    for name, norm, variant in (('ln', 'ln', 'ln'), (centred, centred, 'ln'), (slow, 'ln', 'ln@lr=0.05')):
+    for name, norm, variant in (
+        ('ln', 'ln', 'ln'),
+        (centred, centred, 'ln'),
+        (slow, 'ln', 'ln@lr=0.05'),
+    ):
         for order in range(1, 11):
             fork = start(norm, order, variant)
-            own = [key for key in fork.model.state_dict() if not key.endswith('running')]  # that fills as it goes
+            own = [
+                key for key in fork.model.state_dict() if not key.endswith('running')
+            ]  # that fills as it goes
             fork.model.load_state_dict(dict(zip(own, weights, strict=True)), strict=False)
             fork.optimizer.load_state_dict(copy.deepcopy(momentum))
             rows.append({'norm': name, 'order': order} | walk(fork, range(4, 6)))
@@ -155,7 +181,9 @@ def forks(seed: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('what', choices=('trace', 'controls', 'forks'))
     parser.add_argument('--seed', type=int, default=1, help='of the trace and the forks')
     parser.add_argument('--steps', type=int, default=216, help='of the trace')

@@ -8,6 +8,7 @@ For each net of a stored seed the test accuracy with its running statistics, wit
 training images, and with those of each batch of test images: as many as in training, and two. Writes statistics.csv
 beside the results of the study. Takes about ten minutes on a CPU. The data set is found as always ($NORMNOTES_DATA).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from normnotes.data import Batches, DataSet, load_data, write_atomic
+from normnotes.core import write_atomic
+from normnotes.data import Batches, DataSet, load_data
 from normnotes.models import load
 from normnotes.norms import recompute_stats
 from normnotes.studies import Results, Variant, _run_folder
@@ -40,7 +42,9 @@ def in_company(model: nn.Module, data: DataSet, size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('runs', type=Path, help='the folder of the study')
     args = parser.parse_args()
 
@@ -64,7 +68,9 @@ def main() -> None:
         rows.append(row)
         print(', '.join(f'{name} {value:g}' for name, value in row.items()), flush=True)
     table = pd.DataFrame(rows).sort_values(['batch_size', 'seed'])
-    write_atomic(OUT / 'statistics.csv', table.to_csv(index=False, float_format='%.6g', lineterminator='\n'))
+    write_atomic(
+        OUT / 'statistics.csv', table.to_csv(index=False, float_format='%.6g', lineterminator='\n')
+    )
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ when more are there. Writes study.json, results.csv, summary.csv, summary.md, mi
 of the test images that pages draw, which are the most confident and the first mistakes of each run and the images that
 all variants miss. The data set is found as always ($NORMNOTES_DATA).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from normnotes.data import DataSet, load_data, write_atomic
+from normnotes.core import write_atomic
+from normnotes.data import DataSet, load_data
 from normnotes.plotting import missed_by_all, mistakes
 from normnotes.studies import Results, Variant, _run_folder, _write_arrays
 
@@ -40,21 +42,37 @@ def drawn_images(kept: Results, data: DataSet, most: int) -> np.ndarray:
         chosen.update(mistakes(evaluation)[:most])
         chosen.update(mistakes(evaluation, 'index')[:10])
     everyone = {f'{variant} {seed}': e for (variant, seed), e in kept.evaluations.items()}
-    able = {name: e for name, e in everyone.items() if e.accuracy > 50}  # one that always says 0 gets every 0 right
-    groups = [everyone, able, *({n: e for n, e in able.items() if n.endswith(f' {s}')} for s in kept.study.seeds)]
+    able = {
+        name: e for name, e in everyone.items() if e.accuracy > 50
+    }  # one that always says 0 gets every 0 right
+    groups = [
+        everyone,
+        able,
+        *({n: e for n, e in able.items() if n.endswith(f' {s}')} for s in kept.study.seeds),
+    ]
     for group in filter(None, groups):
         chosen.update(missed_by_all(group)[:25])
     return np.array(sorted(chosen), dtype=np.int32)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('runs', type=Path, help='the folder of the study')
-    parser.add_argument('stored', type=Path, help='the folder for the pages, such as nbs/results/NAME')
-    parser.add_argument('--most', type=int, default=25, help='most mistakes of a run to keep the pixels of')
-    parser.add_argument('--weights', action='store_true', help='the weights of the first whole seed, too')
+    parser.add_argument(
+        'stored', type=Path, help='the folder for the pages, such as nbs/results/NAME'
+    )
+    parser.add_argument(
+        '--most', type=int, default=25, help='most mistakes of a run to keep the pixels of'
+    )
+    parser.add_argument(
+        '--weights', action='store_true', help='the weights of the first whole seed, too'
+    )
     parser.add_argument('--as-data', help='the data set that an image folder is a copy of')
-    parser.add_argument('--source', help='what the images are, if not what the data set says of itself')
+    parser.add_argument(
+        '--source', help='what the images are, if not what the data set says of itself'
+    )
     args = parser.parse_args()
 
     results = Results.load(args.runs)
@@ -65,14 +83,22 @@ def main() -> None:
     write_atomic(args.stored / 'study.json', json.dumps(about, indent=1) + '\n')
     kept.write(args.stored, figures=False)
     image = drawn_images(kept, data, args.most)
-    _write_arrays(args.stored / 'images.npz', image=image, pixels=data.test.images[image].numpy(),
-                  classes=np.array(data.classes), mean=np.array(data.mean), std=np.array(data.std))
+    _write_arrays(
+        args.stored / 'images.npz',
+        image=image,
+        pixels=data.test.images[image].numpy(),
+        classes=np.array(data.classes),
+        mean=np.array(data.mean),
+        std=np.array(data.std),
+    )
     if args.weights:
         for variant, seed in kept.evaluations:
             if seed == kept.study.seeds[0]:
                 weights = _run_folder(args.runs, variant, seed) / 'weights.safetensors'
                 shutil.copy(weights, args.stored / f'{Variant.parse(variant).slug}.safetensors')
-    print(f'{kept.study.name}: seeds {kept.study.seeds} of {results.study.seeds}; {len(image)} images')
+    print(
+        f'{kept.study.name}: seeds {kept.study.seeds} of {results.study.seeds}; {len(image)} images'
+    )
     for path in sorted(args.stored.iterdir()):
         print(f'{path.stat().st_size / 1e3:8.1f} kB  {path.name}')
 

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch loads: the tests run in two processes, on two cores
+os.environ.setdefault(
+    'OMP_NUM_THREADS', '1'
+)  # before torch loads: the tests run in two processes, on two cores
 
 import functools
 import http.server
@@ -19,7 +21,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so, and every child inherits it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell starts background jobs so, and every child inherits it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -34,7 +38,7 @@ def run_python():
     "Runs Python in a process of its own: run_python('-c', 'print(1)', cwd=folder)."
 
     def run(*args, **options):
-        options = {"capture_output": True, "text": True, "timeout": 300, **options}
+        options = {'capture_output': True, 'text': True, 'timeout': 300, **options}
         return subprocess.run([sys.executable, *map(str, args)], **options)
 
     return run
@@ -56,7 +60,14 @@ def pictures(tmp_path_factory):
 
 # A browser and a little server, for the tests of pages
 
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'msedge')
+BROWSERS = (
+    'chromium',
+    'chromium-browser',
+    'google-chrome',
+    'google-chrome-stable',
+    'chrome',
+    'msedge',
+)
 
 
 @pytest.fixture(scope='session')

@@ -26,11 +26,31 @@ def start(tmp_path, pictures):
 
     def start(words, more_env=None, **options):
         here = str(Path(cli.__file__).parents[1])  # the same package as in this process
-        env = {**os.environ, 'NORMNOTES_DATA': str(pictures.parent / 'cache'), 'COLUMNS': '100', 'PYTHONPATH': here}
+        env = {
+            **os.environ,
+            'NORMNOTES_DATA': str(pictures.parent / 'cache'),
+            'COLUMNS': '100',
+            'PYTHONPATH': here,
+        }
         env |= more_env or {}
-        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'encoding': 'utf-8'}
-        options = {'cwd': tmp_path, 'env': env, 'start_new_session': os.name != 'nt', **pipes, **options}
-        started.append(subprocess.Popen([sys.executable, '-m', 'normnotes.cli', *shlex.split(words)], **options))
+        pipes = {
+            'stdout': subprocess.PIPE,
+            'stderr': subprocess.PIPE,
+            'text': True,
+            'encoding': 'utf-8',
+        }
+        options = {
+            'cwd': tmp_path,
+            'env': env,
+            'start_new_session': os.name != 'nt',
+            **pipes,
+            **options,
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, '-m', 'normnotes.cli', *shlex.split(words)], **options
+            )
+        )
         return started[-1]
 
     yield start
@@ -64,7 +84,17 @@ def wait_for(condition, process, seconds=120):
 def finished(pictures, tmp_path_factory):
     """What `compare` leaves of bn and ln on the pictures; tests that write take a copy."""
     out = tmp_path_factory.mktemp('finished') / 'out'
-    words = ['compare', '--data', str(pictures), '--variants', 'bn,ln', '--out', str(out), *SHORT.split(), '--quiet']
+    words = [
+        'compare',
+        '--data',
+        str(pictures),
+        '--variants',
+        'bn,ln',
+        '--out',
+        str(out),
+        *SHORT.split(),
+        '--quiet',
+    ]
     assert cli.main([*words, '--data-dir', str(pictures.parent / 'cache')]) == 0
     return out
 
@@ -74,7 +104,9 @@ def assert_same_files(one, two):
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
     for path in one.iterdir():
         if path.name == 'results.csv':
-            first, second = (pd.read_csv(folder / path.name).drop(columns='seconds') for folder in (one, two))
+            first, second = (
+                pd.read_csv(folder / path.name).drop(columns='seconds') for folder in (one, two)
+            )
             assert first.equals(second)
         elif path.is_file():
             assert path.read_bytes() == (two / path.name).read_bytes(), path.name
@@ -86,10 +118,24 @@ def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
     assert code == 0, err
     folder = tmp_path / 'runs/compare-epochs=1'
     names = {p.name for p in folder.iterdir()}
-    figures = {'loss.png', 'accuracy.png', *(f'misclassified_{v}.png' for v in ('bn+l1', 'ln', 'gn'))}
-    assert names == {'study.json', 'results.csv', 'summary.csv', 'summary.md', 'mistakes.npz', 'runs', *figures}
+    figures = {
+        'loss.png',
+        'accuracy.png',
+        *(f'misclassified_{v}.png' for v in ('bn+l1', 'ln', 'gn')),
+    }
+    assert names == {
+        'study.json',
+        'results.csv',
+        'summary.csv',
+        'summary.md',
+        'mistakes.npz',
+        'runs',
+        *figures,
+    }
     table = pd.read_csv(folder / 'results.csv')
-    assert list(table) == 'variant,seed,epoch,train_loss,train_acc,penalty,test_loss,test_acc,lr,seconds'.split(',')
+    assert list(
+        table
+    ) == 'variant,seed,epoch,train_loss,train_acc,penalty,test_loss,test_acc,lr,seconds'.split(',')
     assert len(table) == 6 and table.notna().all(axis=None)
     assert (table.penalty > 0).tolist() == [v == 'bn+l1' for v in table.variant]
     assert list(pd.read_csv(folder / 'summary.csv').variant) == ['bn+l1', 'ln', 'gn']
@@ -97,9 +143,13 @@ def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
     assert about['study']['train']['epochs'] == 1 and about['made_with']['torch']
     for name in figures:
         assert name in out
-        assert (folder / name).read_bytes()[:4] == b'\x89PNG' and (folder / name).stat().st_size < 200_000
+        assert (folder / name).read_bytes()[:4] == b'\x89PNG' and (
+            folder / name
+        ).stat().st_size < 200_000
     assert '| variant' in out and out.count('can be told apart') + out.count(' than ') == 3
-    assert '6/6' in err and '\033' not in out + err  # a line per run, and no colour where nobody looks
+    assert (
+        '6/6' in err and '\033' not in out + err
+    )  # a line per run, and no colour where nobody looks
     assert 'compare: done in 0:' in err
 
     from normnotes.studies import Study, run_study
@@ -121,7 +171,9 @@ def test_in_a_terminal(start, pictures):
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 140, 0, 0))  # rows, columns
     words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --epochs 20 --seeds 2 --jobs 1 --out out'
-    process = start(words, stdout=slave, stderr=slave, text=False, encoding=None, more_env={'TERM': 'xterm'})
+    process = start(
+        words, stdout=slave, stderr=slave, text=False, encoding=None, more_env={'TERM': 'xterm'}
+    )
     os.close(slave)
     parts = []
     while True:
@@ -156,10 +208,14 @@ def test_a_terminal_that_knows_no_dashes(normnotes, finished, pictures, tmp_path
     code, out, err = normnotes(words, **ascii_only)
     assert code == 0 and '| gn' in out and ' ? |' in out and '3/3' in err, err
     assert normnotes('--help', **ascii_only)[0] == 0
-    assert '–' in (tmp_path / 'out/summary.md').read_text(encoding='utf-8')  # files are UTF-8 everywhere
+    assert '–' in (tmp_path / 'out/summary.md').read_text(
+        encoding='utf-8'
+    )  # files are UTF-8 everywhere
 
 
-def test_report_of_a_finished_study_in_a_folder_that_may_not_be_written(capsys, finished, tmp_path, monkeypatch):
+def test_report_of_a_finished_study_in_a_folder_that_may_not_be_written(
+    capsys, finished, tmp_path, monkeypatch
+):
     """Table and verdicts are printed; what could not be written is said in one line."""
     out = tmp_path / 'out'
     shutil.copytree(finished, out)
@@ -200,9 +256,15 @@ def test_report_downloads_nothing(capsys, finished, tmp_path, monkeypatch):
     monkeypatch.setattr('socket.getaddrinfo', no_network)
     assert cli.main(['report', str(out), '--data-dir', str(tmp_path / 'empty')]) == 0
     printed, err = capsys.readouterr()
-    assert err.count('\n') == 1 and 'cifar10 is not in' in err and '`normnotes data cifar10` fetches it' in err
+    assert (
+        err.count('\n') == 1
+        and 'cifar10 is not in' in err
+        and '`normnotes data cifar10` fetches it' in err
+    )
     assert '| bn' in printed and 'misclassified' not in printed
-    assert (out / 'accuracy.png').exists() and (out / 'misclassified_bn.png').read_bytes() == picture
+    assert (out / 'accuracy.png').exists() and (
+        out / 'misclassified_bn.png'
+    ).read_bytes() == picture
     assert not (tmp_path / 'empty').exists()
 
 
@@ -226,7 +288,10 @@ def test_json_and_report(here, pictures, finished, tmp_path):
     found = json.loads(out)
     assert code == 0 and found['study'] == 'compare' and len(found['summary']) == 2
     assert found['settings']['model'] == 'cifarnet'  # for image folders
-    table, figure = (tmp_path / 'out/results.csv').read_bytes(), (tmp_path / 'out/loss.png').read_bytes()
+    table, figure = (
+        (tmp_path / 'out/results.csv').read_bytes(),
+        (tmp_path / 'out/loss.png').read_bytes(),
+    )
     (tmp_path / 'out/results.csv').write_text('garbage', encoding='utf-8')
     (tmp_path / 'out/loss.png').unlink()
     code, out, err = here('report .')  # found below
@@ -241,10 +306,20 @@ def test_json_and_report(here, pictures, finished, tmp_path):
 def test_studies_of_the_book_in_small(here, pictures, tmp_path):
     """All but one can be trained on images of 8x8; that one is named, and does not hold up the others."""
     data = shlex.quote(str(pictures))
-    code, _, err = here(f'study as-published --data {data} --epochs 1 --seeds 1 --jobs 1 --batch-size 64 --out here')
+    code, _, err = here(
+        f'study as-published --data {data} --epochs 1 --seeds 1 --jobs 1 --batch-size 64 --out here'
+    )
     assert code == 1
-    assert "as-published/eva8: variant 'bn+l1' of as-published/eva8: 'net-eva8' needs images of at least" in err
-    assert sorted(p.name for p in (tmp_path / 'here').iterdir()) == ['era', 'eva4', 'eva6', 'session5']
+    assert (
+        "as-published/eva8: variant 'bn+l1' of as-published/eva8: 'net-eva8' needs images of at least"
+        in err
+    )
+    assert sorted(p.name for p in (tmp_path / 'here').iterdir()) == [
+        'era',
+        'eva4',
+        'eva6',
+        'session5',
+    ]
     assert 'penalty starts at' in err  # the warning that would have saved a published study
     code, out, err = here('report here --json')
     assert code == 0, err
@@ -255,7 +330,9 @@ def test_studies_of_the_book_in_small(here, pictures, tmp_path):
 
 
 @posix
-@pytest.mark.parametrize(('number', 'jobs'), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ('number', 'jobs'), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+)
 def test_stopped_and_gone_on(start, normnotes, pictures, tmp_path, number, jobs):
     words = f'compare --data {shlex.quote(str(pictures))} --variants bn,ln --epochs 400 --out out --jobs {jobs}'
     process = start(words)
@@ -289,19 +366,35 @@ def test_killed_and_given_again(start, here, pictures, tmp_path):
     for out in ('killed', 'whole'):
         code, _, err = here(words(out))
         assert code == 0, err
-    for name in ('summary.csv', 'summary.md', 'mistakes.npz', 'loss.png', 'accuracy.png', 'misclassified_bn.png'):
-        assert (tmp_path / 'killed' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
-    killed, whole = (pd.read_csv(tmp_path / n / 'results.csv').drop(columns='seconds') for n in ('killed', 'whole'))
+    for name in (
+        'summary.csv',
+        'summary.md',
+        'mistakes.npz',
+        'loss.png',
+        'accuracy.png',
+        'misclassified_bn.png',
+    ):
+        assert (tmp_path / 'killed' / name).read_bytes() == (
+            tmp_path / 'whole' / name
+        ).read_bytes(), name
+    killed, whole = (
+        pd.read_csv(tmp_path / n / 'results.csv').drop(columns='seconds')
+        for n in ('killed', 'whole')
+    )
     assert killed.equals(whole)
 
 
 @posix
 def test_a_folder_that_may_not_be_written(normnotes, pictures, tmp_path):
     if os.geteuid() == 0:
-        (tmp_path / 'out').write_text('', encoding='utf-8')  # nothing is forbidden to root, but a file is no folder
+        (tmp_path / 'out').write_text(
+            '', encoding='utf-8'
+        )  # nothing is forbidden to root, but a file is no folder
     else:
         (tmp_path / 'out').mkdir(mode=0o500)
-    code, out, err = normnotes(f'compare --data {shlex.quote(str(pictures))} --out out {SHORT} --quiet')
+    code, out, err = normnotes(
+        f'compare --data {shlex.quote(str(pictures))} --out out {SHORT} --quiet'
+    )
     assert code == 1 and err.count('\n') == 1 and 'cannot write to' in err and out == ''
 
 
@@ -316,8 +409,15 @@ def test_no_room(here, normnotes, pictures, tmp_path):
     def little_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    code, _, err = normnotes(words.replace('--variants ln', '--variants ln,bn'), preexec_fn=little_room)
-    assert code == 1 and err.count('\n') == 1 and 'cannot write to' in err and 'finished runs are kept' in err, err
+    code, _, err = normnotes(
+        words.replace('--variants ln', '--variants ln,bn'), preexec_fn=little_room
+    )
+    assert (
+        code == 1
+        and err.count('\n') == 1
+        and 'cannot write to' in err
+        and 'finished runs are kept' in err
+    ), err
     assert (tmp_path / 'out/runs/ln-s0/status.json').read_bytes() == before
     assert here(words.replace('--variants ln', '--variants ln,bn'))[0] == 0
 
@@ -374,7 +474,9 @@ def test_a_broken_study_does_not_stop_the_group(capsys, pictures, tmp_path, monk
     from normnotes import studies
 
     monkeypatch.setenv('NORMNOTES_DATA', str(pictures.parent / 'cache'))
-    small = studies.Study('small', str(pictures), variants='ln', seeds=1).change(epochs=1, augment='none')
+    small = studies.Study('small', str(pictures), variants='ln', seeds=1).change(
+        epochs=1, augment='none'
+    )
     both = [small.change(name='gone', data=str(tmp_path / 'gone')).to_dict(), small.to_dict()]
     (tmp_path / 'mine.json').write_text(json.dumps(both), encoding='utf-8')
     words = ['--out', str(tmp_path / 'out'), '--jobs', '1', '--json', '--quiet']
@@ -401,7 +503,9 @@ def test_only_what_was_asked_is_printed(capsys, pictures, tmp_path, monkeypatch)
     assert len(pd.read_csv(tmp_path / 'out/summary.csv')) == 3  # the files hold all
 
 
-@pytest.mark.parametrize('words', ['studies', 'data digits', 'report .', 'compare --seeds 1', 'study mnist-norms'])
+@pytest.mark.parametrize(
+    'words', ['studies', 'data digits', 'report .', 'compare --seeds 1', 'study mnist-norms']
+)
 def test_only_a_study_is_resumed(capsys, monkeypatch, words):
     """Ctrl-C: 130, and how to go on where there is something to go on with."""
 
@@ -413,7 +517,9 @@ def test_only_a_study_is_resumed(capsys, monkeypatch, words):
     assert cli.main(words.split()) == 130
     err = capsys.readouterr().err
     if words.startswith(('compare', 'study ')):
-        assert err == f'\nnormnotes: stopped; finished runs are kept. To go on:\n  normnotes {words}\n'
+        assert (
+            err == f'\nnormnotes: stopped; finished runs are kept. To go on:\n  normnotes {words}\n'
+        )
     else:
         assert err == '\nnormnotes: stopped\n'
 

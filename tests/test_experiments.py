@@ -20,7 +20,9 @@ STORED = find_studies(ROOT / 'nbs/results')
 NUMBERS = ['epoch', 'train_loss', 'train_acc', 'penalty', 'test_loss', 'test_acc', 'lr', 'seconds']
 
 
-@pytest.fixture(params=STORED, ids=[folder.relative_to(ROOT / 'nbs/results').as_posix() for folder in STORED])
+@pytest.fixture(
+    params=STORED, ids=[folder.relative_to(ROOT / 'nbs/results').as_posix() for folder in STORED]
+)
 def folder(request) -> Path:
     "The stored results of a study."
     return request.param
@@ -51,7 +53,9 @@ def test_every_variant_has_every_seed_and_every_epoch(results):
 
 def test_the_tables_agree_with_each_other(folder, results):
     written = (folder / 'summary.md').read_text(encoding='utf-8')
-    assert written == results.to_markdown(), f'write it again: Results.load({str(folder)!r}).write(figures=False)'
+    assert written == results.to_markdown(), (
+        f'write it again: Results.load({str(folder)!r}).write(figures=False)'
+    )
     summary = pd.read_csv(folder / 'summary.csv').set_index('variant')
     last = results.history.dropna().groupby(['variant', 'seed']).tail(1)
     means = last[last.epoch == results.study.train.epochs].groupby('variant').test_acc.mean()
@@ -65,7 +69,10 @@ def test_the_mistakes_are_those_that_the_accuracy_counts(results):
     assert set(results.evaluations) == runs
     for (variant, seed), evaluation in results.evaluations.items():
         # the history rounds nothing that matters: an image of 10,000 is 0.01 points
-        assert evaluation.accuracy == pytest.approx(accuracy.loc[seed, variant], abs=1e-6), (variant, seed)
+        assert evaluation.accuracy == pytest.approx(accuracy.loc[seed, variant], abs=1e-6), (
+            variant,
+            seed,
+        )
 
 
 def test_the_pixels_of_the_drawn_mistakes_are_stored(folder, results):
@@ -102,7 +109,13 @@ def test_machine_and_versions_are_told_and_no_path_or_name_of_a_machine(folder):
 def test_nothing_but_what_pages_need_is_stored(folder):
     names = {'study.json', 'results.csv', 'summary.csv', 'summary.md', 'mistakes.npz', 'images.npz'}
     extra = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()} - names
-    by_scripts = {'trace.csv', 'controls.csv', 'forks.csv', 'trials.csv', 'statistics.csv'}  # of benchmarks/
+    by_scripts = {
+        'trace.csv',
+        'controls.csv',
+        'forks.csv',
+        'trials.csv',
+        'statistics.csv',
+    }  # of benchmarks/
     single_runs = {'proximal.csv', 'without.csv'}  # of the commands that their pages give
     assert all(name.endswith('.safetensors') for name in extra - by_scripts - single_runs), extra
 
@@ -117,7 +130,9 @@ def test_the_evidence_is_light():
 
 
 def code_cells(path: Path) -> list[dict]:
-    return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return [
+        c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code'
+    ]
 
 
 def printed(cell: dict) -> str:
@@ -130,7 +145,9 @@ PAGES = sorted((ROOT / 'nbs').glob('1[0-9]_*.ipynb'))
 def made_from(page: Path) -> dict[str, str]:
     "The files of results that a page says it was made from, with their checksums."
     text = '\n'.join(printed(cell) for cell in code_cells(page))
-    return dict(re.findall(r'^([\w/@=+.-]+\.(?:csv|npz|safetensors)) ([0-9a-f]{16})$', text, re.MULTILINE))
+    return dict(
+        re.findall(r'^([\w/@=+.-]+\.(?:csv|npz|safetensors)) ([0-9a-f]{16})$', text, re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize('page', PAGES, ids=[p.stem for p in PAGES])
@@ -146,8 +163,14 @@ def said(cell: dict) -> str:
     "What a cell prints and shows, but for the pictures."
     outputs = [o for o in cell['outputs'] if o.get('name') != 'stderr']
     shown = [o.get('data', {}) for o in outputs]
-    texts = [data.get('text/markdown', data.get('text/plain', '')) for data in shown if 'image/png' not in data]
-    return ' '.join((printed({'outputs': outputs}) + ' '.join(''.join(text) for text in texts)).split())
+    texts = [
+        data.get('text/markdown', data.get('text/plain', ''))
+        for data in shown
+        if 'image/png' not in data
+    ]
+    return ' '.join(
+        (printed({'outputs': outputs}) + ' '.join(''.join(text) for text in texts)).split()
+    )
 
 
 @pytest.mark.parametrize('page', PAGES, ids=[p.stem for p in PAGES])
@@ -158,20 +181,30 @@ def test_the_saved_page_says_what_its_cells_say_today(page):
     where = {'metadata': {'path': str(page.parent)}}
     nbclient.NotebookClient(nb, timeout=600, kernel_name='python3', resources=where).execute()
     number = r'\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?'
-    for saved, cell in zip(code_cells(page), (c for c in nb.cells if c.cell_type == 'code'), strict=True):
+    for saved, cell in zip(
+        code_cells(page), (c for c in nb.cells if c.cell_type == 'code'), strict=True
+    ):
         old, new = said(saved), said(cell)
-        assert re.split(number, new) == re.split(number, old), f'run {page.name} again: it says something else today'
+        assert re.split(number, new) == re.split(number, old), (
+            f'run {page.name} again: it says something else today'
+        )
         for a, b in zip(re.findall(number, new), re.findall(number, old), strict=True):
             if a != b:
                 x, y = (Decimal(n.replace(',', '')) for n in (a, b))
-                unit = Decimal(1).scaleb(max(x.as_tuple().exponent, y.as_tuple().exponent))  # of the last digit
-                assert unit < 1 and abs(x - y) <= 2 * unit, f'{a} for {b} in:\n' + ''.join(saved['source'])
+                unit = Decimal(1).scaleb(
+                    max(x.as_tuple().exponent, y.as_tuple().exponent)
+                )  # of the last digit
+                assert unit < 1 and abs(x - y) <= 2 * unit, f'{a} for {b} in:\n' + ''.join(
+                    saved['source']
+                )
 
 
 def test_every_stored_study_has_its_page():
     shown = {name.rpartition('/')[0] for page in PAGES for name in made_from(page)}
     stored = {folder.relative_to(ROOT / 'nbs/results').as_posix() for folder in STORED}
-    assert stored - shown <= {'compare'}, 'the front page shows compare, the pages 10 to 16 the others'
+    assert stored - shown <= {'compare'}, (
+        'the front page shows compare, the pages 10 to 16 the others'
+    )
 
 
 # The notebook for everybody
@@ -192,9 +225,13 @@ socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
 
 def script(path: Path) -> str:
     "A notebook's code cells, one after the other, as a plain Python program; Colab's own cells are left out."
-    cells = [c for c in code_cells(path) if c.get('id') not in ('colab', 'colab-install', 'address')]
+    cells = [
+        c for c in code_cells(path) if c.get('id') not in ('colab', 'colab-install', 'address')
+    ]
     texts = [''.join(c['source']) for c in cells]
-    assert not any(re.search(r'^\s*[%!]', text, flags=re.M) for text in texts), 'only Jupyter knows % and !'
+    assert not any(re.search(r'^\s*[%!]', text, flags=re.M) for text in texts), (
+        'only Jupyter knows % and !'
+    )
     return '\n\n'.join(texts)
 
 
@@ -211,7 +248,9 @@ assert not any(name.split('.')[0] in ('nbdev', 'execnb') for name in sys.modules
 print('REACHED THE END')
 """
     program = tmp_path / 'program.py'
-    program.write_text(OFFLINE + script(ROOT / 'nbs/20_run_it_yourself.ipynb') + after, encoding='utf-8')
+    program.write_text(
+        OFFLINE + script(ROOT / 'nbs/20_run_it_yourself.ipynb') + after, encoding='utf-8'
+    )
     empty = tmp_path / 'empty'
     empty.mkdir()
     env = {
@@ -228,4 +267,7 @@ print('REACHED THE END')
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'REACHED THE END' in done.stdout
     assert 'Traceback' not in done.stderr and 'Warning' not in done.stderr, done.stderr[-3000:]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['empty', 'program.py']  # it leaves nothing behind
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'empty',
+        'program.py',
+    ]  # it leaves nothing behind

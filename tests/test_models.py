@@ -16,17 +16,41 @@ from normnotes.models import CifarNet, Net, load, save
 
 def test_import_loads_torch_and_nothing_heavy():
     """Whoever wants the network alone does not wait for plots, statistics or notebooks."""
+
     def modules(program):
         program += '; import sys; print(*sys.modules)'
-        output = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(
+            [sys.executable, '-c', program], capture_output=True, text=True, check=True
+        ).stdout
         return {name.split('.')[0] for name in output.split()}
 
     loaded = modules('from normnotes.models import Net; Net("gn")')
     assert {'torch', 'normnotes'} <= loaded
-    heavy = {'matplotlib', 'pandas', 'torchvision', 'sklearn', 'scipy', 'safetensors', 'tqdm', 'fastcore', 'joblib',
-             'PIL', 'dask', 'IPython', 'nbdev'}
+    heavy = {
+        'matplotlib',
+        'pandas',
+        'torchvision',
+        'sklearn',
+        'scipy',
+        'safetensors',
+        'tqdm',
+        'fastcore',
+        'joblib',
+        'PIL',
+        'dask',
+        'IPython',
+        'nbdev',
+    }
     assert not (loaded - modules('import torch')) & heavy  # torch itself may load tqdm
-    assert not loaded & {'matplotlib', 'pandas', 'torchvision', 'sklearn', 'scipy', 'safetensors', 'fastcore'}
+    assert not loaded & {
+        'matplotlib',
+        'pandas',
+        'torchvision',
+        'sklearn',
+        'scipy',
+        'safetensors',
+        'fastcore',
+    }
 
 
 @pytest.fixture
@@ -107,20 +131,25 @@ def test_foreign_file(tmp_path):
         load(path)
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda about: about['config'].update(arch='eva99'), 'eva99'),
-    (lambda about: about['config'].update(norm='weight'), 'weight'),
-    (lambda about: about['config'].update(colour=3), 'colour'),
-    (lambda about: about['config'].update(num_classes=11), 'size mismatch'),
-    (lambda about: about['config'].update(arch='eva8'), 'C1'),
-    (lambda about: about['config'].update(arch={'rows': {}}), 'dropout'),
-    (lambda about: about['config'].pop('norm') and about.pop('notes'), 'notes'),
-    (lambda about: about.update({'class': 'ResNet'}), 'ResNet'),
-    (lambda about: about.update(config=None), 'cannot build'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda about: about['config'].update(arch='eva99'), 'eva99'),
+        (lambda about: about['config'].update(norm='weight'), 'weight'),
+        (lambda about: about['config'].update(colour=3), 'colour'),
+        (lambda about: about['config'].update(num_classes=11), 'size mismatch'),
+        (lambda about: about['config'].update(arch='eva8'), 'C1'),
+        (lambda about: about['config'].update(arch={'rows': {}}), 'dropout'),
+        (lambda about: about['config'].pop('norm') and about.pop('notes'), 'notes'),
+        (lambda about: about.update({'class': 'ResNet'}), 'ResNet'),
+        (lambda about: about.update(config=None), 'cannot build'),
+    ],
+)
 def test_unknown_configuration(saved, change, words):
     rewrite(saved, change)
-    with pytest.raises(ValueError, match=f'written by normnotes .*cannot build .*{words}|{words}') as error:
+    with pytest.raises(
+        ValueError, match=f'written by normnotes .*cannot build .*{words}|{words}'
+    ) as error:
         load(saved)
     assert str(saved) in str(error.value)
 
@@ -133,8 +162,10 @@ def test_description_that_is_no_json(saved):
 
 def test_huge_claim_costs_no_memory(saved):
     """A description is compared with the tensors before any of its layers takes memory."""
+
     def change(about):
         about['config']['in_channels'] = 10**9
+
     rewrite(saved, change)
     with pytest.raises(ValueError, match='cannot build'):
         load(saved)
@@ -147,6 +178,7 @@ def test_failed_save_leaves_the_old_file(saved, monkeypatch):
     def fail(tensors, path, metadata):
         path.write_bytes(b'half a file')
         raise OSError('disk full')
+
     monkeypatch.setattr(safetensors.torch, 'save_file', fail)
     with pytest.raises(OSError, match='disk full'):
         save(CifarNet(), saved)
@@ -163,6 +195,7 @@ def test_altered_networks_are_not_saved_as_something_else(tmp_path):
 
     class Mine(Net):
         pass
+
     with pytest.raises(TypeError, match='not Mine'):
         save(Mine(), path)
     with pytest.raises(ValueError, match='a norm that is a function'):

@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
+from normnotes.look import book_style, save_figure
 from normnotes.plotting import (
     plot_accuracy,
     plot_activations,
@@ -36,10 +37,8 @@ from normnotes.plotting import (
     plot_sparsity,
     plot_weights,
     record_activations,
-    save_figure,
     variant_style,
 )
-from normnotes.sets import book_style
 from normnotes.studies import STUDIES
 
 VARIANTS = ['bn', 'bn+l1', 'bn+l2', 'bn+l1+l2', 'ln', 'gn', 'in', 'lnc', 'none']
@@ -73,7 +72,9 @@ def test_lines_are_seen_on_white_and_on_black(variant, page):
 
 
 def pixels(fig, tmp_path):
-    return np.asarray(Image.open(save_figure(fig, tmp_path / 'figure.png')).convert('RGB')).astype(int)
+    return np.asarray(Image.open(save_figure(fig, tmp_path / 'figure.png')).convert('RGB')).astype(
+        int
+    )
 
 
 def test_the_background_is_white_unless_the_reader_chose_a_dark_style(tmp_path):
@@ -139,7 +140,9 @@ def test_settings_of_matplotlib_are_left_alone():
 
 def evaluation():
     labels = np.arange(20) % 10
-    return SimpleNamespace(labels=labels, predictions=labels[::-1].copy(), confidences=np.full(20, 0.5))
+    return SimpleNamespace(
+        labels=labels, predictions=labels[::-1].copy(), confidences=np.full(20, 0.5)
+    )
 
 
 def digits():
@@ -160,15 +163,21 @@ def running():
 
 PLOTS = {
     'accuracy': lambda: plot_accuracy(history()),
-    'loss': lambda: plot_loss(history().assign(test_loss=lambda t: 100 - t.test_acc, train_loss=0.1)),
+    'loss': lambda: plot_loss(
+        history().assign(test_loss=lambda t: 100 - t.test_acc, train_loss=0.1)
+    ),
     'one metric': lambda: plot_curves(history(), 'test_acc', zoom=0),
     'misclassified': lambda: plot_misclassified(evaluation(), digits()),
     'missed by all': lambda: plot_missed_by_all({'bn': evaluation(), 'ln': evaluation()}, digits()),
     'confusion': lambda: plot_confusion(evaluation(), digits()),
-    'class accuracy': lambda: plot_class_accuracy({'bn': evaluation(), 'ln': evaluation()}, digits()),
+    'class accuracy': lambda: plot_class_accuracy(
+        {'bn': evaluation(), 'ln': evaluation()}, digits()
+    ),
     'weights': lambda: plot_weights({'bn': net(), 'bn+l1': net()}),
     'sparsity': lambda: plot_sparsity({'bn': net(), 'bn+l1': net()}),
-    'activations': lambda: plot_activations(record_activations(net(), torch.randn(4, 1, 8, 8)).assign(epoch=1)),
+    'activations': lambda: plot_activations(
+        record_activations(net(), torch.randn(4, 1, 8, 8)).assign(epoch=1)
+    ),
     'running statistics': lambda: plot_running_stats(running()),
 }
 
@@ -182,7 +191,9 @@ def test_what_is_written_can_be_read_on_its_page(tmp_path, plot, steps):
 
     with mpl.rc_context():
         for step in steps.split():
-            book_style() if step == 'book' else style.use({'dark': 'dark_background', 'default': 'default'}[step])
+            book_style() if step == 'book' else style.use(
+                {'dark': 'dark_background', 'default': 'default'}[step]
+            )
         fig = PLOTS[plot]()
         image = pixels(fig, tmp_path)
     dark = steps.endswith('dark')
@@ -191,7 +202,9 @@ def test_what_is_written_can_be_read_on_its_page(tmp_path, plot, steps):
     assert ink.mean() > 0.002
     page = image[0, 0] / 255
     outside = [t for t in fig.findobj(Text) if t.get_text() and t.get_visible()]
-    outside = [t for t in outside if not any(t in panel.texts for panel in fig.axes)]  # texts in panels
+    outside = [
+        t for t in outside if not any(t in panel.texts for panel in fig.axes)
+    ]  # texts in panels
     assert outside and all(contrast(t.get_color(), page) > 3 for t in outside)
     for panel in fig.axes:
         if panel.axison and plot != 'confusion':  # whose panel is grey on every page
@@ -202,13 +215,19 @@ def test_what_is_written_can_be_read_on_its_page(tmp_path, plot, steps):
 def test_no_two_variants_of_a_study_look_alike(study):
     styles = [tuple(map(str, variant_style(name).values())) for name in study.variants]
     assert len(set(styles)) == len(styles)
-    assert len({(color, marker) for color, _, marker in styles}) == len(styles)  # curves give the line to the split
+    assert len({(color, marker) for color, _, marker in styles}) == len(
+        styles
+    )  # curves give the line to the split
 
 
-DIFFERENT = list({study.variants: study for study in STUDIES.values()}.values())  # by what stands in the figure
+DIFFERENT = list(
+    {study.variants: study for study in STUDIES.values()}.values()
+)  # by what stands in the figure
 
 
-@pytest.mark.parametrize(('study', 'seeds'), [(study, 1 + i % 2) for i, study in enumerate(DIFFERENT)])
+@pytest.mark.parametrize(
+    ('study', 'seeds'), [(study, 1 + i % 2) for i, study in enumerate(DIFFERENT)]
+)
 def test_names_of_every_study_fit_on_the_figure(study, seeds):
     frame = history(study.variants, seeds=seeds, epochs=6)
     frame['test_acc'] = 98 + (frame.test_acc - 98) / 20  # the lines end close together
@@ -219,11 +238,18 @@ def test_names_of_every_study_fit_on_the_figure(study, seeds):
     legend = fig.legends[0].get_window_extent()
     assert len(labels) == len(study.variants) and fig.bbox.width <= 7.5 * fig.dpi
     for box in [*labels, legend]:
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y1 <= fig.bbox.y1 + 1
+        assert (
+            box.x0 >= -1
+            and box.y0 >= -1
+            and box.x1 <= fig.bbox.x1 + 1
+            and box.y1 <= fig.bbox.y1 + 1
+        )
     boxes = sorted((box.y0, box.y1) for box in labels)
     assert all(above[0] >= below[1] - 1 for below, above in pairwise(boxes))
     values = [float(t.get_text().rstrip(' ↑↓').split()[-1]) for t in fig.axes[-1].texts]
-    assert [values[i] for i in np.argsort([box.y0 for box in labels])] == sorted(values)  # the highest on top
+    assert [values[i] for i in np.argsort([box.y0 for box in labels])] == sorted(
+        values
+    )  # the highest on top
     assert not any(box.overlaps(legend) for box in labels)
     assert all(panel.get_window_extent().width > 0.4 * fig.bbox.width for panel in fig.axes)
 
@@ -245,7 +271,9 @@ def test_a_figure_shows_exactly_once_in_a_notebook(first):
     nbclient.NotebookClient(nb, kernel_name='python3', timeout=120).execute()
     shown = [sum('image/png' in out.get('data', {}) for out in cell.outputs) for cell in nb.cells]
     assert shown == [0, 0, 1, 0, 1]
-    data = next(out.data['image/png'] for out in nb.cells[2].outputs if 'image/png' in out.get('data', {}))
+    data = next(
+        out.data['image/png'] for out in nb.cells[2].outputs if 'image/png' in out.get('data', {})
+    )
     assert Image.open(io.BytesIO(base64.b64decode(data))).width > 600
 
 

@@ -16,10 +16,23 @@ import pytest
 import torch
 
 from normnotes import studies
-from normnotes.studies import Comparison, Results, Study, StudyError, Variant, lock, mcnemar, read_study, run_study
+from normnotes.studies import (
+    Comparison,
+    Results,
+    Study,
+    StudyError,
+    Variant,
+    lock,
+    mcnemar,
+    read_study,
+    run_study,
+)
 from normnotes.training import Evaluation, TrainConfig
 
-ENV = {**os.environ, 'PYTHONPATH': str(Path(studies.__file__).parents[1])}  # the same package as in this process
+ENV = {
+    **os.environ,
+    'PYTHONPATH': str(Path(studies.__file__).parents[1]),
+}  # the same package as in this process
 posix = pytest.mark.skipif(os.name == 'nt', reason='kills processes the POSIX way')
 
 
@@ -35,7 +48,13 @@ def run(pictures):
     """run_study in this process, quietly, with data cached beside the pictures."""
 
     def run(study, out, **options):
-        options = {'jobs': 1, 'progress': 'none', 'figures': False, 'root': pictures.parent / 'cache', **options}
+        options = {
+            'jobs': 1,
+            'progress': 'none',
+            'figures': False,
+            'root': pictures.parent / 'cache',
+            **options,
+        }
         return run_study(study, out, **options)
 
     return run
@@ -49,7 +68,9 @@ def start(study, out, pictures, **options):
         'study, out, root, options = json.loads(sys.argv[1])\n'
         'run_study(Study.from_dict(study), out, root=root, figures=False, **options)\n'
     )
-    words = json.dumps([study.to_dict(), str(out), str(pictures.parent / 'cache'), {'progress': 'none', **options}])
+    words = json.dumps(
+        [study.to_dict(), str(out), str(pictures.parent / 'cache'), {'progress': 'none', **options}]
+    )
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen([sys.executable, '-c', code, words], env=ENV, **pipes)
 
@@ -96,7 +117,9 @@ def undisturbed(tiny, run, tmp_path_factory):
 @pytest.mark.parametrize('jobs', [1, 2])
 def test_killed_in_the_middle_and_resumed(tiny, run, pictures, tmp_path, jobs, undisturbed):
     out = tmp_path / 'killed'
-    with lock(out / 'runs' / 'gn-s1' / 'lock'):  # nobody trains this run, so the study cannot end before it is killed
+    with lock(
+        out / 'runs' / 'gn-s1' / 'lock'
+    ):  # nobody trains this run, so the study cannot end before it is killed
         process = start(tiny, out, pictures, jobs=jobs)
         wait_for(lambda: list(out.glob('runs/*/history.csv')), process=process)
         process.kill()  # SIGKILL: nothing can be tidied up
@@ -169,7 +192,9 @@ def test_a_lock_is_free_when_its_holder_is_killed(tmp_path):
         'with lock(sys.argv[1]) as held: print(held, flush=True); time.sleep(600)'
     )
     path = tmp_path / 'lock'
-    process = subprocess.Popen([sys.executable, '-c', code, str(path)], stdout=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, str(path)], stdout=subprocess.PIPE, text=True, env=ENV
+    )
     assert process.stdout.readline().strip() == 'True'
     with lock(path) as held:
         assert not held
@@ -225,7 +250,9 @@ def test_changed_images_are_not_compared_with_the_old_ones(pictures, tmp_path):
     run_study(study, tmp_path / 'out', **options)
     for number, path in enumerate(sorted((folder / 'test/3').iterdir())[:3]):
         path.rename(folder / f'test/4/moved{number}.png')
-    with pytest.raises(StudyError, match=r'the images of .* are not those that .*bn-s0 was trained on'):
+    with pytest.raises(
+        StudyError, match=r'the images of .* are not those that .*bn-s0 was trained on'
+    ):
         run_study(study.change(variants='bn,ln'), tmp_path / 'out', **options)
     assert not run_study(study.change(variants='bn,ln'), tmp_path / 'new', **options).missing
 
@@ -258,15 +285,24 @@ def test_reports_find_studies_wherever_they_are(tiny, run, tmp_path, undisturbed
 
 @pytest.mark.parametrize('backend', ['loky', 'threading'])
 def test_jobs_do_not_change_results(tiny, run, tmp_path, undisturbed, backend):
-    run(tiny, tmp_path / 'out', jobs=2, backend=backend)  # threads, which share torch's generator, take turns
+    run(
+        tiny, tmp_path / 'out', jobs=2, backend=backend
+    )  # threads, which share torch's generator, take turns
     assert_same(tmp_path / 'out', undisturbed)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('distributed'), reason='dask is an optional extra: normnotes[dask]')
+@pytest.mark.skipif(
+    not importlib.util.find_spec('distributed'), reason='dask is an optional extra: normnotes[dask]'
+)
 def test_dask(tiny, run, tmp_path, undisturbed):
     from distributed import Client, LocalCluster
 
-    options = {'n_workers': 2, 'threads_per_worker': 1, 'dashboard_address': None, 'host': '127.0.0.1'}
+    options = {
+        'n_workers': 2,
+        'threads_per_worker': 1,
+        'dashboard_address': None,
+        'host': '127.0.0.1',
+    }
     with LocalCluster(**options) as cluster, Client(cluster):
         run(tiny, tmp_path / 'out', jobs=None, backend='dask')
     assert_same(tmp_path / 'out', undisturbed)
@@ -303,9 +339,15 @@ def test_pictures_do_not_depend_on_the_readers_style(undisturbed, pictures, tmp_
         assert dict(mpl.rcParams) == chosen  # and the reader's own figures stay as they were
     names = {'loss.png', 'accuracy.png', 'misclassified_bn+l1.png', 'misclassified_gn.png'}
     for name in names | {'results.csv', 'summary.csv', 'summary.md', 'mistakes.npz'}:
-        assert (tmp_path / 'plain' / name).read_bytes() == (tmp_path / 'dark' / name).read_bytes(), name
+        assert (tmp_path / 'plain' / name).read_bytes() == (
+            tmp_path / 'dark' / name
+        ).read_bytes(), name
     for name in names:
-        assert Image.open(tmp_path / 'dark' / name).convert('RGB').getpixel((0, 0)) == (255, 255, 255)
+        assert Image.open(tmp_path / 'dark' / name).convert('RGB').getpixel((0, 0)) == (
+            255,
+            255,
+            255,
+        )
 
 
 @pytest.fixture
@@ -328,7 +370,9 @@ def finished_mnist(undisturbed, tmp_path, monkeypatch):
 
 def test_a_finished_study_downloads_nothing(finished_mnist, tmp_path):
     study = read_study(finished_mnist)
-    with pytest.warns(UserWarning, match='mnist is not in .*empty; `normnotes data mnist` fetches it'):
+    with pytest.warns(
+        UserWarning, match='mnist is not in .*empty; `normnotes data mnist` fetches it'
+    ):
         results = run_study(study, finished_mnist, root=tmp_path / 'empty', jobs=1, progress='none')
     assert not results.missing and (finished_mnist / 'accuracy.png').exists()
     assert not list(finished_mnist.glob('misclassified*')) and not (tmp_path / 'empty').exists()
@@ -355,7 +399,9 @@ def test_a_run_that_diverges_is_recorded_and_others_go_on(tiny, run, tmp_path):
     results = run(tiny.change(variants='bn@lr=1e30,gn'), tmp_path)
     assert results.diverged == [('bn@lr=1e30', 0), ('bn@lr=1e30', 1)] and not results.missing
     assert results.values()['gn'].notna().all()
-    assert 'bn@lr=1e30 with seed 0 diverged' in (tmp_path / 'summary.md').read_text(encoding='utf-8')
+    assert 'bn@lr=1e30 with seed 0 diverged' in (tmp_path / 'summary.md').read_text(
+        encoding='utf-8'
+    )
     assert 'cannot be compared' in results.verdicts()[0]
     before = (tmp_path / 'runs/bn@lr=1e30-s0/status.json').stat().st_mtime_ns
     run(tiny.change(variants='bn@lr=1e30,gn'), tmp_path)  # and not tried again
@@ -371,7 +417,9 @@ def test_a_run_that_fails_is_named_and_others_go_on(tiny, run, tmp_path, monkeyp
         return real(model, data, config, **more)
 
     monkeypatch.setattr(studies, 'fit', fit)
-    with pytest.raises(StudyError, match=r'1 of 4 runs failed; bn\+l1 seed 0: RuntimeError: out of memory'):
+    with pytest.raises(
+        StudyError, match=r'1 of 4 runs failed; bn\+l1 seed 0: RuntimeError: out of memory'
+    ):
         run(tiny, tmp_path)
     assert Results.load(tmp_path).missing == [('bn+l1', 0)]
     assert 'Traceback' in (tmp_path / 'runs/bn+l1-s0/error.txt').read_text(encoding='utf-8')
@@ -404,12 +452,16 @@ def test_a_corrupt_checkpoint(tiny, pictures, run, tmp_path, damage, undisturbed
     if damage == 'history':
         path.with_name('history.csv').write_bytes(b'epoch,test_acc\n\xff\x00,much\n')
     else:
-        path.write_bytes({'cut': good[: len(good) // 2], 'changed': bytes(changed), 'empty': b''}[damage])
+        path.write_bytes(
+            {'cut': good[: len(good) // 2], 'changed': bytes(changed), 'empty': b''}[damage]
+        )
     run(tiny, out)
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize('name', ['status.json', 'evaluation.npz', 'weights.safetensors', 'history.csv'])
+@pytest.mark.parametrize(
+    'name', ['status.json', 'evaluation.npz', 'weights.safetensors', 'history.csv']
+)
 def test_a_damaged_run_is_run_again(run, tiny, undisturbed, tmp_path, name):
     out = tmp_path / 'damaged'
     shutil.copytree(undisturbed, out)
@@ -445,7 +497,9 @@ def test_tables_without_runs_are_not_overwritten(run, tiny, undisturbed, tmp_pat
     shutil.copytree(undisturbed, out, ignore=shutil.ignore_patterns('runs'))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     for study in (tiny, tiny.change(seeds=3)):
-        with pytest.raises(StudyError, match='holds tables without the runs they came from; choose another folder'):
+        with pytest.raises(
+            StudyError, match='holds tables without the runs they came from; choose another folder'
+        ):
             run(study, out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     (out / 'runs/gn-s0').mkdir(parents=True)  # as an interrupted attempt would leave it
@@ -456,7 +510,9 @@ def test_a_corrupt_study_file(run, tiny, tmp_path, undisturbed):
     out = tmp_path / 'damaged'
     shutil.copytree(undisturbed, out)
     (out / 'study.json').write_text('{"study": {"naem": "x"}}', encoding='utf-8')
-    with pytest.raises(StudyError, match=r"unknown key 'naem'.*did you mean 'name'.*finished runs are kept"):
+    with pytest.raises(
+        StudyError, match=r"unknown key 'naem'.*did you mean 'name'.*finished runs are kept"
+    ):
         run(tiny, out)
     (out / 'study.json').write_text('{', encoding='utf-8')
     with pytest.raises(StudyError, match='delete it and run the study again'):
@@ -484,10 +540,14 @@ def test_a_full_disk(tiny, pictures, run, tmp_path, undisturbed, jobs):
         'except StudyError as error: print(error)\n'
     )
     words = json.dumps([tiny.to_dict(), str(out), str(pictures.parent / 'cache'), jobs])
-    ended = subprocess.run([sys.executable, '-c', code, words], capture_output=True, text=True, timeout=300, env=ENV)
+    ended = subprocess.run(
+        [sys.executable, '-c', code, words], capture_output=True, text=True, timeout=300, env=ENV
+    )
     assert ended.stdout.count('\n') == 1 and 'cannot write to' in ended.stdout, ended
     assert 'File too large' in ended.stdout and 'finished runs are kept' in ended.stdout
-    assert {k: v for k, v in contents(out)[1].items() if '-s0' in k} == {k: v for k, v in done.items() if '-s0' in k}
+    assert {k: v for k, v in contents(out)[1].items() if '-s0' in k} == {
+        k: v for k, v in done.items() if '-s0' in k
+    }
     run(tiny, out)  # room again
     assert_same(out, undisturbed)
 
@@ -504,9 +564,12 @@ def test_a_folder_that_cannot_be_written(run, tiny, tmp_path):
 
 def study_of(accuracies_a, accuracies_b, images=10_000):
     """Results with the given accuracies, each net right on images drawn at random."""
-    study = Study('simulated', variants='bn,ln', seeds=len(accuracies_a), train=TrainConfig(epochs=1))
+    study = Study(
+        'simulated', variants='bn,ln', seeds=len(accuracies_a), train=TrainConfig(epochs=1)
+    )
     rows = [
-        dict.fromkeys(studies.COLUMNS[3:], 0.0) | {'variant': v, 'seed': s, 'epoch': 1, 'test_acc': accuracy}
+        dict.fromkeys(studies.COLUMNS[3:], 0.0)
+        | {'variant': v, 'seed': s, 'epoch': 1, 'test_acc': accuracy}
         for v, accuracies in (('bn', accuracies_a), ('ln', accuracies_b))
         for s, accuracy in enumerate(accuracies)
     ]
@@ -556,7 +619,9 @@ def test_mcnemar_holds_its_level_with_any_number_of_seeds():
     for seeds in (1, 5):
         alarms = 0
         for _ in range(500):
-            hard = np.where(rng.random(400) < 0.1, rng.choice([-1, 1], 400), 0)  # images that only one can read
+            hard = np.where(
+                rng.random(400) < 0.1, rng.choice([-1, 1], 400), 0
+            )  # images that only one can read
             noise = rng.random((2, seeds, 400)) < 0.97
             alarms += mcnemar(noise[0] & (hard >= 0), noise[1] & (hard <= 0))[2] < 0.05
         assert alarms / 500 < 0.08
@@ -608,7 +673,17 @@ def test_variants_are_printed_back_as_they_are_read():
 
 
 def test_no_two_variants_share_a_folder():
-    texts = ['gn', 'gn:4', 'gn:2', 'bn', 'bn+l1', 'bn+l1=1e-4', 'bn+l1=1e-5', 'bn@lr=0.1', 'bn@lr=1e-3']
+    texts = [
+        'gn',
+        'gn:4',
+        'gn:2',
+        'bn',
+        'bn+l1',
+        'bn+l1=1e-4',
+        'bn+l1=1e-5',
+        'bn@lr=0.1',
+        'bn@lr=1e-3',
+    ]
     assert len({Variant.parse(t).slug.lower() for t in texts}) == len(texts)
     assert not any(set(Variant.parse(t).slug) & set('<>:"/\\|?*') for t in texts)
 
