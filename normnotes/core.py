@@ -58,7 +58,7 @@ def check_choice(
 
 # %% ../nbs/ground/core.ipynb #78ef08d8
 def data_folder(
-    root: str | os.PathLike | None = None,  # a folder of your choice
+    root: str | os.PathLike[str] | None = None,  # a folder of your choice
 ) -> Path:  # `root`, else `$NORMNOTES_DATA`, else the user's cache folder
     "The folder where data sets are looked for, downloaded to and cached."
     from fastcore.xdg import xdg_cache_home
@@ -68,10 +68,8 @@ def data_folder(
 
 # %% ../nbs/ground/core.ipynb #70873884
 def write_atomic(
-    path: str | os.PathLike,  # the file to write; its folder is made if need be
-    content: Callable[[Path], Any]
-    | bytes
-    | str,  # the content, or a function that writes it to the path it is given
+    path: str | os.PathLike[str],  # the file to write; its folder is made if need be
+    content: bytes | str | Callable[[Path], Any],  # or a function that writes to a path
 ) -> None:
     "Write a file so that a reader sees the old content or the new, whatever happens meanwhile."
     path = Path(path)
@@ -110,8 +108,9 @@ def checksum(
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f'{part.dtype} {tuple(part.shape)}'.encode())
-            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        digest.update(part.encode() if isinstance(part, str) else part)
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()
 
 # %% ../nbs/ground/core.ipynb #091ddd2c
