@@ -21,16 +21,18 @@
       ln: n => n,
       gn: (n, c) => n * groups + Math.floor(c / (C / groups)),
       in: (n, c) => n * C + c,
+      rms: n => n,
       lnc: (n, c, p) => n * P + p,
     }[kind];
     return Array.from({length: N * C * P}, (_, i) => label(Math.floor(i / (C * P)), Math.floor(i / P) % C, i % P));
   }
 
-  // Count, mean and biased variance of every set.
-  function setStats(x, sets) {
+  // Count, mean and biased variance of every set; zeros and mean squares where no mean is subtracted.
+  const centred = kind => NORMS[kind][2] ?? true;
+  function setStats(x, sets, mid = true) {
     const count = [], mean = [], variance = [];
     sets.forEach((s, i) => { count[s] = (count[s] ?? 0) + 1; mean[s] = (mean[s] ?? 0) + x[i]; });
-    count.forEach((n, s) => { mean[s] /= n; variance[s] = 0; });
+    count.forEach((n, s) => { mean[s] = mid ? mean[s] / n : 0; variance[s] = 0; });
     sets.forEach((s, i) => { variance[s] += (x[i] - mean[s]) ** 2 / count[s]; });
     return {count, mean, variance};
   }
@@ -53,7 +55,7 @@
 
   // Every norm of the book; with `running` (a mean and a variance per channel) it is batch norm in eval.
   function normalize(x, shape, kind, groups, running) {
-    const sets = statSets(running ? 'bn' : kind, shape, groups), {mean, variance} = running ?? setStats(x, sets);
+    const sets = statSets(running ? 'bn' : kind, shape, groups), {mean, variance} = running ?? setStats(x, sets, centred(kind));
     return x.map((value, i) => (value - mean[sets[i]]) / Math.sqrt(variance[sets[i]] + EPS));
   }
 
@@ -76,9 +78,9 @@
     });
   }
 
-  const NORMS = {  // names and colours of normnotes.sets
+  const NORMS = {  // names, colours and whether the mean is subtracted, of normnotes.sets
     bn: ['batch', '#0072B2'], ln: ['layer', '#D55E00'], gn: ['group', '#009E73'],
-    in: ['instance', '#CC79A7'], lnc: ['layer over channels', '#E69F00'],
+    in: ['instance', '#CC79A7'], rms: ['RMS', '#56B4E9', false], lnc: ['channel layer', '#E69F00'],
   };
   const BATCHES = {
     book: ['the book’s four images', fourImages],
@@ -193,7 +195,7 @@
     const running = inEval ? runningStats(dealt, shape, steps) : undefined;
     const [before, y] = [dealt, x].map(batch => normalize(batch, shape, norm, groups, running));
     const sets = statSets(norm, shape, groups), here = pointed ?? state.at, channel = place(here)[1];
-    const {mean, variance} = running ?? setStats(x, sets), at = running ? channel : sets[here];
+    const {mean, variance} = running ?? setStats(x, sets, centred(norm)), at = running ? channel : sets[here];
     return {
       shape, dealt, x, y, sets, here, channel, inEval,
       mean: mean[at], variance: variance[at], std: Math.sqrt(variance[at] + EPS),
@@ -210,7 +212,7 @@
       if (there) return;
       const [n, c, p] = place(i), values = out ? y : x;
       const mine = sets[i] === sets[here], lit = mine && (!inEval || i === here);
-      const stripe = {bn: c, ln: n, gn: n + Math.floor(c * groups / C), in: n + c, lnc: n + p + (p >> 1)}[norm] % 2;
+      const stripe = {bn: c, ln: n, rms: n, gn: n + Math.floor(c * groups / C), in: n + c, lnc: n + p + (p >> 1)}[norm] % 2;
       const [mark, told] = !edited ? ['', ''] : !out ? x[i] === dealt[i] ? ['', ''] : ['*', `, was ${show(dealt[i])}`]
         : [['▼', ', moved down'], ['=', ', stays'], ['▲', ', moved up']][moves[i] + 1];
       const low = Math.min(out ? -2 : 0, ...values), high = Math.max(out ? 2 : 12, ...values);  // of the little bars
@@ -233,6 +235,7 @@
     return {
       bn: `channel ${c + 1} of ${state.images > 1 ? `all ${state.images} images` : 'the only image'}`,
       ln: `all channels of ${image}`,
+      rms: `all channels of ${image}`,
       gn: `channel${each > 1 ? 's' : ''} ${join(counting(each).map(k => first + k), 'and')} of ${image}`,
       in: `channel ${c + 1} of ${image}`,
       lnc: `the ${PIXELS[p]} pixels of ${image}, one per channel`,
@@ -243,12 +246,13 @@
   function sum({shape, dealt, x, sets, here, channel, inEval, mean, variance, std, members}) {
     const count = members.length, total = variance * count, K = Math.max(...sets) + 1;
     const add = spelled => members.map(i => i === here ? `<b>${spelled(x[i])}</b>` : spelled(x[i])).join(' + ');
-    const rows = [['Normalized', `(${show(x[here])} − ${term(mean)}) / √(${show(variance)} + ${EPS.toFixed(5)}) ≈ ${
+    const mid = centred(state.norm), top = mid ? `(${show(x[here])} − ${term(mean)})` : show(x[here]);
+    const rows = [['Normalized', `${top} / √(${show(variance)} + ${EPS.toFixed(5)}) ≈ ${
       show(x[here] - mean)} / ${show(std)} ${is((x[here] - mean) / std)}`]];
     if (!inEval) rows.unshift(
       ['Shares with', `${company(here)}: ${count} numbers, one of ${K} set${K > 1 ? 's' : ''}`],
-      ['Mean', `(${add(term)}) / ${count} = ${show(mean * count)} / ${count} ${is(mean)}`],
-      ['Biased variance', `(${add(v => `${show(Math.abs(v - mean))}²`)}) / ${count} ${
+      ...mid ? [['Mean', `(${add(term)}) / ${count} = ${show(mean * count)} / ${count} ${is(mean)}`]] : [],
+      [mid ? 'Biased variance' : 'Mean square', `(${add(v => `${show(Math.abs(v - mean))}²`)}) / ${count} ${
         is(mean)[0] === '=' ? is(total) : `≈ ${show(total)}`} / ${count} ${is(variance)}`]);
     if (state.norm === 'bn') {
       const step = state.steps + !inEval, old = runningStats(dealt, shape, step - 1);
@@ -304,7 +308,7 @@
     one('.x-work').innerHTML = `<div><h3>${where(here)}: ${show(x[here])}</h3><dl>${rows.map(([word, text]) =>
       `<div><dt>${word}</dt><dd>${text}</dd></div>`).join('')}</dl></div>${lines(view)}`;
     one('.x-note').textContent = note(view);
-    one('.x-out caption').textContent = `What comes out of ${norm[0].replace(/^\w+/, '$& norm')}${
+    one('.x-out caption').textContent = `What comes out of ${norm[0]} norm${
       state.norm === 'bn' ? `, ${state.mode}` : ''}`;
     one('.x-bar span').textContent = show(x[state.at]);
     all('.x-bar [data-by]').forEach((b, i) => b.setAttribute('aria-label', `one ${['less', 'more'][i]}, ${where(state.at)}`));
@@ -315,8 +319,9 @@
       if (field.type === 'radio') field.checked = field.value === String(state[field.name]);
       else if (field !== document.activeElement) field.value = state[field.name];
     for (const field of all('[data-for]')) field.hidden = ![state.norm, state.batch].includes(field.dataset.for);
-    if (!silent) one('.x-said').textContent = refused || `${where(here)}. ${rows[0].join(' ')}. Mean ${show(mean)
-    }, variance ${show(view.variance)}. ${show(x[here])} minus ${show(mean)}, divided by ${show(std)}, is ${
+    if (!silent) one('.x-said').textContent = refused || `${where(here)}. ${rows[0].join(' ')}. ${
+      centred(state.norm) ? `Mean ${show(mean)}, variance` : 'Mean square'} ${show(view.variance)}. ${show(x[here])}${
+      centred(state.norm) ? ` minus ${show(mean)}` : ''}, divided by ${show(std)}, is ${
       show((x[here] - mean) / std)}.${view.edited ? ' ' + note(view) : ''}`;
   }
 
