@@ -1,9 +1,6 @@
-"""What does not teach about normnotes.models: a light import, files that are broken or foreign."""
+"""What must hold of the networks, and is not shown in their chapter."""
 
 import json
-import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,200 +8,153 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
-from normnotes.models import CifarNet, Net, load, save
+from normnotes import models
+from normnotes.models import CifarNet, Dropout, Layer, Net, conv3x3, param_table
+
+pytestmark = pytest.mark.filterwarnings('ignore:instance norm right before')
+TABLE = {'A': conv3x3(4), 'B': conv3x3(4, add='A'), 'C': conv3x3(4, add='A')}
+ADDED = models.Arch(TABLE | {'GAP': models.global_avg_pool(), 'out': models.conv1x1(0)})
+SIZES = {(Net, 'eva4'): 8286, (Net, 'eva8'): 9910}
+SIZES |= {(CifarNet, 'shape'): 47976, (CifarNet, 'era'): 29472}
 
 
-def test_import_loads_torch_and_nothing_heavy():
-    """Whoever wants the network alone does not wait for plots, statistics or notebooks."""
-
-    def modules(program):
-        program += '; import sys; print(*sys.modules)'
-        output = subprocess.run(
-            [sys.executable, '-c', program], capture_output=True, text=True, check=True
-        ).stdout
-        return {name.split('.')[0] for name in output.split()}
-
-    loaded = modules('from normnotes.models import Net; Net("gn")')
-    assert {'torch', 'normnotes'} <= loaded
-    heavy = {
-        'matplotlib',
-        'pandas',
-        'torchvision',
-        'sklearn',
-        'scipy',
-        'safetensors',
-        'tqdm',
-        'fastcore',
-        'joblib',
-        'PIL',
-        'dask',
-        'IPython',
-        'nbdev',
-    }
-    assert not (loaded - modules('import torch')) & heavy  # torch itself may load tqdm
-    assert not loaded & {
-        'matplotlib',
-        'pandas',
-        'torchvision',
-        'sklearn',
-        'scipy',
-        'safetensors',
-        'fastcore',
-    }
+@pytest.mark.parametrize('make, arch', SIZES)
+def test_sizes_and_weights_do_not_depend_on_the_norm(make, arch):
+    state, found = torch.get_rng_state(), []
+    for norm in ['bn', 'ln', 'gn', 'in', 'group', 'gn:2', nn.BatchNorm2d]:
+        model = make(norm, arch=arch, seed=3)
+        assert models.count_params(model) == SIZES[make, arch]
+        found.append(torch.cat([p.flatten() for p in model.parameters() if p.ndim == 4]))
+    assert all(torch.equal(found[0], weights) for weights in found)
+    assert torch.equal(state, torch.get_rng_state())  # a seed leaves the global generator alone
+    s, c = model.smallest, model.input_shape[0]
+    assert model.eval()(torch.zeros(2, c, s, s + 9)).shape == (2, 10)
+    for bad in [(2, c, s, s - 1), (2, c + 1, 32, 32), (c, 32, 32)]:
+        with pytest.raises(ValueError, match=rf'{c}, H, W.* {s}.*{bad[-1]}\)'):
+            model(torch.zeros(bad))
 
 
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / 'net.safetensors'
-    save(Net('gn', seed=0), path, mean=(0.13,))
-    return path
+def test_dropout_in_place_is_dropout(p=0.05):
+    layer, x = Dropout(p), torch.rand(40, 8, 14, 14) + 1
+    for images in (x, x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[..., ::2]):
+        leaf = images.clone().requires_grad_()
+        results = []
+        for overwrite in (False, True):
+            before = leaf + 0
+            torch.manual_seed(1)
+            y = layer(before, overwrite)
+            assert (y is before) == overwrite
+            towards = torch.rand(y.shape, requires_grad=True)
+            (grad,) = torch.autograd.grad(y, leaf, towards, create_graph=True)
+            assert torch.equal(grad, towards * (1 / (1 - p)) * (y != 0))
+            assert torch.equal(y, leaf * (1 / (1 - p)) * (y != 0))
+            assert abs((y == 0).float().mean() - p) < 4 * (p / y.numel()) ** 0.5
+            results.append(y)
+        assert torch.equal(*results)
+    assert torch.equal(layer.eval()(x, True), x)
 
 
-def rewrite(path, change):
-    """Save the file's tensors again with its description changed by `change`."""
-    with safe_open(path, 'pt') as file:
-        about = json.loads(file.metadata()['normnotes'])
-    change(about)
-    save_file(load_file(path), path, metadata={'normnotes': json.dumps(about)})
+@pytest.mark.parametrize('norm', ['bn', 'gn', 'in', 'none'])
+@pytest.mark.parametrize('arch', ['eva4', 'eva4-norm-first', ADDED])
+def test_derivatives_of_both_orders_through_dropout_in_place(norm, arch, monkeypatch):
+    net = Net(norm, arch=arch, dropout=0.05, seed=0).double()
+    x = torch.rand(4, 1, 12, 12, dtype=torch.double, requires_grad=True)
+    plain, found = Dropout.forward, []
+    for forward in (plain, lambda self, x, overwrite: plain(self, x)):
+        monkeypatch.setattr(Dropout, 'forward', forward)
+        torch.manual_seed(0)
+        loss, ends = net(x).logsumexp(1).sum(), [x, *net.parameters()]
+        first = torch.autograd.grad(loss, ends, retain_graph=True)
+        slope = torch.autograd.grad(loss, x, create_graph=True)[0].square().sum()
+        found.append([*first, *torch.autograd.grad(slope, ends)])
+    assert all(map(torch.equal, *found))
 
 
-def test_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no weight file .*save\(model, path\) writes one'):
-        load(tmp_path / 'none.safetensors')
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path)
-
-
-def test_the_file_may_change_after_loading(saved):
-    net = load(saved)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    size = saved.stat().st_size
-    with open(saved, 'r+b') as file:
-        file.write(b'\xff' * size)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-
-
-@pytest.mark.parametrize('dropout', [0.05, 0.5])
-def test_tracing_in_training_mode(dropout):
-    net = Net('gn', dropout=dropout, seed=0).train()
-    traced = fx.symbolic_trace(net)
-    x = torch.rand(4, 1, 28, 28)
-    answers = []
-    for model in (net, traced):
+def test_tracers_and_hooks_meet_the_same_numbers():
+    net, x, answers, seen = Net('gn', dropout=0.05), torch.rand(4, 1, 28, 28), [], []
+    for model in (net, fx.symbolic_trace(net)):
         torch.manual_seed(0)
         answers.append(model(x))
-    assert torch.equal(*answers)
-    assert not torch.equal(traced(x), answers[0])  # it still drops, anew each time
+    net.C1.norm.register_forward_hook(lambda layer, x, y: seen.append((y, y.clone())))
+    assert torch.equal(*answers) and not torch.equal(net(x), answers[0])  # it drops each time
+    assert torch.equal(*seen[0])
 
 
-@pytest.mark.parametrize('keep', [0, 4, 100, -1, -4000])
-def test_cut_short(saved, keep):
-    data = saved.read_bytes()
-    saved.write_bytes(data[:keep])
-    with pytest.raises(ValueError, match='not a whole safetensors file'):
-        load(saved)
+@pytest.mark.parametrize('make, arch', list(SIZES)[:3])
+def test_receptive_fields_are_those_of_the_gradient(make, arch, monkeypatch):
+    net, found = make(arch=arch, seed=0).eval(), {}
+    table = {row.name: row.sees[0] for row in param_table(net, depth=1)}
+    for name, layer in net.named_children():
+        layer.register_forward_hook(lambda layer, x, y, name=name: found.update({name: y}))
+    for p in net.parameters():
+        p.data.abs_()  # nothing cancels
+    x = torch.ones(1, net.input_shape[0], 96, 96, requires_grad=True)
+    with monkeypatch.context() as patch:  # a maximum passes one gradient, an average all
+        patch.setattr(nn.MaxPool2d, 'forward', lambda pool, x: nn.functional.avg_pool2d(x, 2))
+        net(x)
+    for name in list(table)[: list(table).index('GAP')]:
+        middle = found[name].shape[-1] // 2
+        number = found[name][:, :, middle, middle].sum()
+        (grad,) = torch.autograd.grad(number, x, retain_graph=True)
+        assert int((grad[0, 0].sum(1) > 0).sum()) == table[name]
 
 
-def test_garbage_and_pickles_are_refused_and_not_run(tmp_path):
+def test_errors_name_the_value_and_what_is_allowed():
+    def with_row(**rows):
+        return Net(arch=models.Arch({'A': conv3x3(4)} | rows))
+
+    for build, names in {
+        lambda: Net('gn:4'): ['4', '10'],
+        lambda: with_row(B=Layer('dense')): ['dense', 'conv'],
+        lambda: with_row(B=conv3x3(4, ('tanh',))): ['tanh', 'relu'],
+        lambda: with_row(B=conv3x3(4, ('norm', 'relu', 'norm'))): ['norm', 'once'],
+        lambda: with_row(B=conv3x3(4, ('relu',), add='A')): ['norm', 'A'],
+        lambda: with_row(B=conv3x3(4, add='C')): ['C', 'A'],
+        lambda: param_table(nn.Linear(2, 2)): ['input_shape'],
+        lambda: models.make_model('resnet'): ['resnet', 'net-eva8'],
+    }.items():
+        with pytest.raises(ValueError) as error:
+            build()
+        assert all(name in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize('norm', ['gn:2', 'in', 'bn'])
+def test_a_saved_network_comes_back(norm, tmp_path):
+    path, model = tmp_path / 'net', CifarNet(norm, arch='era', num_classes=3, dropout=0.2)
+    x = torch.randn(2, 3, 32, 32)
+    model(x)  # moves the running statistics away from where they start
+    models.save_model(model, path, mean=[0.13])
+    again = models.load_model(path)
+    assert (type(again), repr(again), again.training) == (CifarNet, repr(model), False)
+    assert (again.config, again.notes) == (model.config, {'mean': [0.13]})
+    assert torch.equal(again(x), model.eval()(x)) and list(tmp_path.iterdir()) == [path]
+    again.train()(x).sum().backward()  # and it trains on
+    again.C1.norm = nn.GroupNorm(1, 8)
+    for model in (again, Net(nn.BatchNorm2d), Net(arch=ADDED)):
+        with pytest.raises(ValueError, match='as it was built'):
+            models.save_model(model, path)
+
+
+def test_files_that_are_damaged_foreign_or_old(tmp_path):
     path = tmp_path / 'net.safetensors'
-    path.write_bytes(b'\xff' * 4096)
-    with pytest.raises(ValueError, match='not a whole safetensors file'):
-        load(path)
-
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / 'ran'), 'w'))
-
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match='not a whole safetensors file'):
-        load(path)
-    torch.save({'trap': 1}, path)
-    with pytest.raises(ValueError, match='not a whole safetensors file'):
-        load(path)
-    assert not (tmp_path / 'ran').exists()
-
-
-def test_foreign_file(tmp_path):
-    path = tmp_path / 'other.safetensors'
-    save_file(Net().state_dict(), path)
-    with pytest.raises(ValueError, match=r'no normnotes configuration; build the network yourself'):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    'change, words',
-    [
-        (lambda about: about['config'].update(arch='eva99'), 'eva99'),
-        (lambda about: about['config'].update(norm='weight'), 'weight'),
-        (lambda about: about['config'].update(colour=3), 'colour'),
-        (lambda about: about['config'].update(num_classes=11), 'size mismatch'),
-        (lambda about: about['config'].update(arch='eva8'), 'C1'),
-        (lambda about: about['config'].update(arch={'rows': {}}), 'dropout'),
-        (lambda about: about['config'].pop('norm') and about.pop('notes'), 'notes'),
-        (lambda about: about.update({'class': 'ResNet'}), 'ResNet'),
-        (lambda about: about.update(config=None), 'cannot build'),
-    ],
-)
-def test_unknown_configuration(saved, change, words):
-    rewrite(saved, change)
-    with pytest.raises(
-        ValueError, match=f'written by normnotes .*cannot build .*{words}|{words}'
-    ) as error:
-        load(saved)
-    assert str(saved) in str(error.value)
-
-
-def test_description_that_is_no_json(saved):
-    save_file(load_file(saved), saved, metadata={'normnotes': '{'})
-    with pytest.raises(ValueError, match='an unknown version'):
-        load(saved)
-
-
-def test_huge_claim_costs_no_memory(saved):
-    """A description is compared with the tensors before any of its layers takes memory."""
-
-    def change(about):
-        about['config']['in_channels'] = 10**9
-
-    rewrite(saved, change)
-    with pytest.raises(ValueError, match='cannot build'):
-        load(saved)
-
-
-def test_failed_save_leaves_the_old_file(saved, monkeypatch):
-    before = saved.read_bytes()
-    import safetensors.torch
-
-    def fail(tensors, path, metadata):
-        path.write_bytes(b'half a file')
-        raise OSError('disk full')
-
-    monkeypatch.setattr(safetensors.torch, 'save_file', fail)
-    with pytest.raises(OSError, match='disk full'):
-        save(CifarNet(), saved)
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
-
-
-def test_altered_networks_are_not_saved_as_something_else(tmp_path):
-    path = tmp_path / 'net.safetensors'
-    altered = Net('gn')
-    altered.C1.norm = nn.GroupNorm(1, 10)
-    with pytest.raises(ValueError, match='no longer those of its configuration'):
-        save(altered, path)
-
-    class Mine(Net):
-        pass
-
-    with pytest.raises(TypeError, match='not Mine'):
-        save(Mine(), path)
-    with pytest.raises(ValueError, match='a norm that is a function'):
-        save(Net(nn.BatchNorm2d), path)
-    assert not path.exists()
-
-
-def test_compiled_network_is_saved_as_itself(tmp_path):
-    path = tmp_path / 'net.safetensors'
-    net = Net('ln', seed=1)
-    save(torch.compile(net, backend='eager'), path)
-    assert torch.equal(load(path).C1.conv.weight, net.C1.conv.weight)
+    models.save_model(Net('gn:2'), path)
+    whole, tensors = path.read_bytes(), load_file(path)
+    torch.save({'trap': 1}, path)  # a pickle is not opened
+    for content in (path.read_bytes(), b'', whole[:100], whole[:-1], whole[:-4] + b'oops'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=str(path)):
+            models.load_model(path)
+    path.write_bytes(whole)
+    with safe_open(path, 'pt') as file:
+        about = json.loads(file.metadata()['normnotes'])
+    for changes, word in [
+        ({'config': about['config'] | {'arch': 'eva99'}}, 'eva99'),
+        ({'config': about['config'] | {'num_classes': 11}}, 'size mismatch'),
+        ({'config': {'colour': 3}}, 'colour'),
+    ]:
+        save_file(tensors, path, metadata={'normnotes': json.dumps(about | changes)})
+        with pytest.raises(ValueError, match=word):
+            models.load_model(path)
+    about['config'] |= {'norm': 'gn', 'groups': 2}  # as earlier versions wrote it
+    save_file(tensors, path, metadata={'normnotes': json.dumps(about)})
+    assert models.load_model(path).C1.norm.num_groups == 2
