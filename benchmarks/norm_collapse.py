@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normnotes.core import seed_generator, write_atomic
-from normnotes.data import load_data
+from normnotes.data import Batches, DataSet, load_data
 from normnotes.models import Net
 from normnotes.plotting import variance_parts
 from normnotes.studies import STUDIES
-from normnotes.training import _Trainer, evaluate, fit, learning_rate
+from normnotes.training import TrainConfig, evaluate, fit, learning_rate, make_optimizer
 
 OUT = Path(__file__).resolve().parent.parent / 'nbs/results/norm-collapse'
 STUDY = STUDIES['norm-collapse']
@@ -124,40 +125,48 @@ def control(norm: str, seed: int) -> dict:
     return {'norm': norm, 'seed': seed, 'test_acc': round(run.evaluation.accuracy, 2)}
 
 
-def walk(trainer: _Trainer, epochs: range) -> dict:
+@dataclass
+class Walker:
+    "A net on its way, with its optimizer"
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    data: DataSet
+    config: TrainConfig
+
+
+def walk(walker: Walker, epochs: range) -> dict:
     "Some epochs of training: the highest loss of a batch, the longest step beside the weights, the accuracy after it"
-    model, config, batches = trainer.model, trainer.config, trainer.batches
+    model, config, data = walker.model, walker.config, walker.data
+    batches = Batches(
+        data.train, config.batch_size, data.mean, data.std, config.augment, config.seed
+    )
     weights, losses, lengths = list(model.parameters()), [], []
     for epoch in epochs:
         torch.manual_seed(seed_generator(config.seed, 'dropout', epoch).initial_seed())
         model.train()
         for step, (x, y) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
-            for group in trainer.optimizer.param_groups:
+            for group in walker.optimizer.param_groups:
                 group['lr'] = learning_rate(config, step, len(batches))
             loss = F.cross_entropy(model(x), y)
-            trainer.optimizer.zero_grad()
+            walker.optimizer.zero_grad()
             loss.backward()
             before = torch.cat([w.detach().flatten() for w in weights])
-            trainer.optimizer.step()
+            walker.optimizer.step()
             after = torch.cat([w.detach().flatten() for w in weights])
             losses.append(loss.item())
             lengths.append(((after - before).norm() / before.norm()).item())
-    return {
-        'loss': max(losses),
-        'step': max(lengths),
-        'test_acc': evaluate(model, trainer.data).accuracy,
-    }
+    return {'loss': max(losses), 'step': max(lengths), 'test_acc': evaluate(model, data).accuracy}
 
 
 def forks(seed: int) -> list[dict]:
     "Layer norm for three epochs; then two more in ten orders: as it is, with its channels centred, at half the rate"
 
-    def start(norm: str, order: int, variant: str = 'ln') -> _Trainer:
-        return _Trainer(
-            Net(NORMS[norm], seed=seed),
-            load_data('digits'),
-            STUDY.config(variant, order, device='cpu'),
-        )
+    def start(norm: str, order: int, variant: str = 'ln') -> Walker:
+        config = STUDY.config(variant, order, device='cpu')
+        # as `fit` keeps images on the CPU
+        model = Net(NORMS[norm], seed=seed).to(memory_format=torch.channels_last)
+        return Walker(model, make_optimizer(model, config), load_data('digits'), config)
 
     rows, first = [], start('ln', seed)
     walk(first, range(1, 4))
