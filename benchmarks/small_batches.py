@@ -19,11 +19,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from normnotes.compare.folders import run_folders
 from normnotes.core import write_atomic
 from normnotes.data import Batches, DataSet, load_data
 from normnotes.models import load
 from normnotes.norms import recompute_stats
-from normnotes.studies import Results, Variant, _run_folder
+from normnotes.studies import Results, Variant
 from normnotes.training import evaluate
 
 OUT = Path(__file__).resolve().parent.parent / 'nbs/results/batch-size'
@@ -50,16 +51,16 @@ def main() -> None:
 
     study, rows = Results.load(OUT).study, []
     data = load_data(study.data)
-    for variant, seed in study.runs():
-        config = study.config(variant, seed)
-        if Variant.parse(variant).norm != 'bn':
+    for run in run_folders(study, args.runs):
+        config = run.config
+        if Variant.parse(run.variant).norm != 'bn':
             continue
-        model = load(_run_folder(args.runs, variant, seed) / 'weights.safetensors')
+        model = load(run.path / 'weights.safetensors')
         training = Batches(data.train, 1000, data.mean, data.std, config.augment).epoch(1)
         company = {size: in_company(model, data, size) for size in {config.batch_size, 2}}
         row = {
             'batch_size': config.batch_size,
-            'seed': seed,
+            'seed': run.seed,
             'running': evaluate(model, data).accuracy,
             'recomputed': evaluate(recompute_stats(deepcopy(model), training), data).accuracy,
             'company': company[config.batch_size],

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from normnotes.compare.folders import run_folders, write_arrays
 from normnotes.core import write_atomic
 from normnotes.data import DataSet, load_data
 from normnotes.plotting import missed_by_all, mistakes
-from normnotes.studies import Results, Variant, _run_folder, _write_arrays
+from normnotes.studies import Results, Variant, write_report
 
 
 def whole_seeds(results: Results, as_data: str | None) -> Results:
@@ -31,7 +32,7 @@ def whole_seeds(results: Results, as_data: str | None) -> Results:
     whole = tuple(seed for seed in results.study.seeds if seed not in unfinished)
     if not whole:
         raise SystemExit(f'no seed is whole yet; missing: {results.missing}')
-    return results.only(results.study.change(seeds=whole, data=as_data or results.study.data))
+    return results.only(results.study.replace(seeds=whole, data=as_data or results.study.data))
 
 
 def drawn_images(kept: Results, data: DataSet, most: int) -> np.ndarray:
@@ -81,21 +82,16 @@ def main() -> None:
     args.stored.mkdir(parents=True, exist_ok=True)
     about = {'study': kept.study.to_dict(), 'made_with': made}
     write_atomic(args.stored / 'study.json', json.dumps(about, indent=1) + '\n')
-    kept.write(args.stored, figures=False)
+    write_report(kept, args.stored, figures=False)
     image = drawn_images(kept, data, args.most)
-    _write_arrays(
-        args.stored / 'images.npz',
-        image=image,
-        pixels=data.test.images[image].numpy(),
-        classes=np.array(data.classes),
-        mean=np.array(data.mean),
-        std=np.array(data.std),
-    )
+    arrays = {'image': image, 'pixels': data.test.images[image].numpy()}
+    arrays |= {name: np.array(getattr(data, name)) for name in ('classes', 'mean', 'std')}
+    write_arrays(args.stored / 'images.npz', arrays)
     if args.weights:
-        for variant, seed in kept.evaluations:
-            if seed == kept.study.seeds[0]:
-                weights = _run_folder(args.runs, variant, seed) / 'weights.safetensors'
-                shutil.copy(weights, args.stored / f'{Variant.parse(variant).slug}.safetensors')
+        for run in run_folders(kept.study.replace(seeds=kept.study.seeds[:1]), args.runs):
+            if (run.variant, run.seed) in kept.evaluations:
+                name = f'{Variant.parse(run.variant).slug}.safetensors'
+                shutil.copy(run.path / 'weights.safetensors', args.stored / name)
     print(
         f'{kept.study.name}: seeds {kept.study.seeds} of {results.study.seeds}; {len(image)} images'
     )
