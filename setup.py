@@ -1,4 +1,4 @@
-"""Packaging: everything comes from settings.ini, so that no fact about the project stands twice."""
+"""Packaging. Everything comes from settings.ini, so that no fact is in two places."""
 
 import re
 from configparser import ConfigParser
@@ -29,12 +29,13 @@ extras['dev'] = extras['book'] + extras['dev']  # to run the notebooks, and to w
 
 
 def absolute_links(readme: str) -> str:
-    "The README with its relative links made absolute: a package index shows it far from the repository."
+    "The README with absolute links, because a package index shows it without the repository."
     raw = repository.replace('github.com', 'raw.githubusercontent.com')
     readme = re.sub(
         r'(!\[[^]]*\]\(|<img src=\")(?![a-z]+:|#)', rf'\g<1>{raw}/{cfg["branch"]}/', readme
     )
-    link = r'((?<!!)\[(?:!\[[^]]*\]\([^)]*\)|[^]])*\]\()(?![a-z]+:|#)'  # also one round a picture, as badges have it
+    # a link, also one around a picture, as badges have it
+    link = r'((?<!!)\[(?:!\[[^]]*\]\([^)]*\)|[^]])*\]\()(?![a-z]+:|#)'
     return re.sub(link, rf'\g<1>{repository}/blob/{cfg["branch"]}/', readme)
 
 

@@ -1,4 +1,4 @@
-"""The installed wheel as a stranger has it: every module imports, without nbdev, and `Net` stays light."""
+"""Check the installed wheel: every module imports without nbdev, and `Net` imports little."""
 
 import importlib
 import importlib.metadata as metadata
@@ -17,13 +17,15 @@ assert not heavy, f'`from normnotes.models import Net` also imports {sorted(heav
 assert sum(p.numel() for p in Net('bn').parameters()) == 8286
 
 normnotes = importlib.import_module('normnotes')
-assert '.venv' not in normnotes.__file__ and 'site-packages' in normnotes.__file__, (
-    normnotes.__file__
-)
+where = normnotes.__file__
+assert '.venv' not in where and 'site-packages' in where, where
 assert importlib.util.find_spec('nbdev') is None, 'nbdev came with the wheel'
 assert int(metadata.version('fastcore').split('.')[0]) >= 2, metadata.version('fastcore')
-modules = [m.name for m in pkgutil.iter_modules(normnotes.__path__)]
+modules = [m.name for m in pkgutil.walk_packages(normnotes.__path__, 'normnotes.')]
 for name in modules:
-    importlib.import_module(f'normnotes.{name}')
-print(f'normnotes {normnotes.__version__}: {", ".join(modules)} import')
+    importlib.import_module(name)
+assert 'normnotes.compare.results' in modules, 'the wheel lacks the parts of normnotes.compare'
+assert 'fastcore' not in sys.modules, 'fastcore is loaded before it is used'
+print('The data folder:', importlib.import_module('normnotes.core').data_folder())  # by fastcore
+print(f'normnotes {normnotes.__version__}: all {len(modules)} modules import')
 print(f'with torch {torch.__version__} and fastcore {metadata.version("fastcore")}')

@@ -2,9 +2,8 @@
 
 import os
 
-os.environ.setdefault(
-    'OMP_NUM_THREADS', '1'
-)  # before torch loads: the tests run in two processes, on two cores
+# Before torch loads: the tests run in two processes, on two cores.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import functools
 import http.server
@@ -20,10 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell starts background jobs so, and every child inherits it
+# A shell starts background jobs with Ctrl-C ignored, and every child inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -46,7 +43,7 @@ def run_python():
 
 @pytest.fixture(scope='session')
 def pictures(tmp_path_factory):
-    """An image folder of 8x8 digits, so small that an epoch takes a moment."""
+    "An image folder of 8x8 digits, so small that an epoch takes a moment."
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -60,19 +57,12 @@ def pictures(tmp_path_factory):
 
 # A browser and a little server, for the tests of pages
 
-BROWSERS = (
-    'chromium',
-    'chromium-browser',
-    'google-chrome',
-    'google-chrome-stable',
-    'chrome',
-    'msedge',
-)
+BROWSERS = 'chromium chromium-browser google-chrome google-chrome-stable chrome msedge'.split()
 
 
 @pytest.fixture(scope='session')
 def chromium():
-    "Headless Chromium, or Chrome: the one of this machine, nothing is downloaded. Skipped where there is none."
+    "Headless Chromium or Chrome, the one of this machine. Skipped where there is none."
     reason = 'the tests of pages need Playwright: pip install playwright'
     playwright = pytest.importorskip('playwright.sync_api', reason=reason)
     path = next(filter(None, map(shutil.which, BROWSERS)), None)

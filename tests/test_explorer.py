@@ -1,4 +1,4 @@
-"""The explorer: its arithmetic against normnotes.sets and torch, and the page by mouse, touch and keyboard."""
+"""The explorer: its arithmetic against torch, and the page by mouse, touch and keyboard."""
 
 import json
 import math
@@ -11,17 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from normnotes.sets import (
-    NORM_COLORS,
-    NORM_KINDS,
-    divisors,
-    four_images,
-    normalize_by_sets,
-    set_stats,
-    stat_sets,
-)
+from normnotes.sets import NORMS, divisors, four_images, normalize_by_sets, set_stats, stat_sets
 
 NBS = Path(__file__).resolve().parent.parent / 'nbs'
+HOME = NBS / 'learn'  # where the page and its script are
 KINDS = ('bn', 'ln', 'gn', 'in', 'lnc')
 MINUS = str.maketrans('−', '-')
 
@@ -87,7 +80,7 @@ def test_the_arithmetic_in_node(tmp_path):
     if node is None:
         pytest.skip('no Node on the PATH')
     (tmp_path / 'cases.json').write_text(json.dumps(list(cases())), encoding='utf-8')
-    script = f'const api = require({json.dumps(str(NBS / "explorer.js"))});\n' + (
+    script = f'const api = require({json.dumps(str(HOME / "explorer.js"))});\n' + (
         f"console.log(JSON.stringify(({COMPUTE})(JSON.parse(require('fs').readFileSync('cases.json')))))"
     )
     done = subprocess.run(
@@ -108,9 +101,10 @@ def test_what_the_page_takes_from_the_book(explorer):
     page = explorer()
     assert page.evaluate('normnotesExplorer.fourImages()') == four_images().flatten().tolist()
     norms = page.evaluate('normnotesExplorer.NORMS')
-    assert norms == {kind: [NORM_KINDS[kind], NORM_COLORS[kind]] for kind in KINDS}
+    assert norms == {kind: [NORMS[kind].full, NORMS[kind].color] for kind in KINDS}
     assert page.evaluate('normnotesExplorer.divisors(12)') == divisors(12)
-    wrong = "() => { try { normnotesExplorer.statSets('gn', [1, 4, 2, 2], 3) } catch (error) { return error.message } }"
+    call = "normnotesExplorer.statSets('gn', [1, 4, 2, 2], 3)"
+    wrong = f'() => {{ try {{ {call} }} catch (error) {{ return error.message }} }}'
     assert page.evaluate(wrong) == 'groups=3 does not divide 4 channels; use 1, 2 or 4'
 
 
@@ -119,21 +113,22 @@ def test_what_the_page_takes_from_the_book(explorer):
 
 @pytest.fixture(scope='module')
 def site(serve, tmp_path_factory):
-    "A page with what the notebook brings and nothing of Quarto's but the stylesheet and the names of the themes."
+    "A page of what the notebook brings, with the stylesheet and Quarto's names of the themes."
     folder = tmp_path_factory.mktemp('explorer')
-    cells = json.loads((NBS / 'learn/explorer.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = json.loads((HOME / 'explorer.ipynb').read_text(encoding='utf-8'))['cells']
     texts = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
     block = next(
         re.search(r'<link.*</script>', text, flags=re.S)[0] for text in texts if '<script' in text
     )
     links = re.findall(r'<a [^>]*data-view=.*?</a>', '\n'.join(texts), flags=re.S)
-    for name in ('explorer.js', 'explorer.css', 'styles.css'):
-        shutil.copy(NBS / name, folder)
+    for path in (HOME / 'explorer.js', HOME / 'explorer.css', NBS / 'styles.css'):
+        shutil.copy(path, folder)
     (folder / 'page.html').write_text(
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>The explorer</title>'
         '<link rel="icon" href="data:,">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="styles.css">'
-        '<style>body { margin: 0 auto; padding: 12px; max-width: 850px; font: 16px sans-serif; background: #fff }'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="stylesheet" href="styles.css"><style>body { margin: 0 auto; padding: 12px; '
+        'max-width: 850px; font: 16px sans-serif; background: #fff }'
         'body.quarto-dark { background: #222 }</style></head>'
         f'<body class="quarto-light"><main>{block}<p>{" ".join(links)}</p></main></body></html>',
         encoding='utf-8',
@@ -143,7 +138,7 @@ def site(serve, tmp_path_factory):
 
 @pytest.fixture
 def explorer(chromium, site):
-    "explorer('norm=gn', viewport=...) opens the page; afterwards there was no error and no request to anywhere else."
+    "explorer('norm=gn', viewport=...) opens the page; no error or outside request may follow."
     contexts, faults = [], []
 
     def open_page(view='', dark=False, **options):
@@ -266,7 +261,7 @@ def test_the_set_of_every_norm(explorer, kind):
         show(page, f'norm={kind}&groups={groups}&at=2.3.2')
         assert having(page, 'x-here') == [at]
         assert sorted(having(page, 'x-lit')) == members(kind, at, groups=groups)
-        # lit by more than colour: a border that the others have not, and a word for those who hear it
+        # lit by more than colour: by a border, and by a word for those who hear it
         assert page.locator('.x-in [aria-selected=true]').count() == len(
             members(kind, at, groups=groups)
         )
@@ -279,7 +274,8 @@ def test_the_sum_of_the_book(explorer):
     text = explorer().locator('.x-work').inner_text()
     for line in (
         '(10 + 4 + 10 + 4 + 4 + 4 + 12 + 12 + 12 + 8 + 8 + 12 + 6 + 8 + 8 + 6) / 16 = 128 / 16 = 8',
-        '(2² + 4² + 2² + 4² + 4² + 4² + 4² + 4² + 4² + 0² + 0² + 4² + 2² + 0² + 0² + 2²) / 16 = 144 / 16 = 9',
+        '(2² + 4² + 2² + 4² + 4² + 4² + 4² + 4² + 4² + 0² + 0² + 4² + 2² + 0² + 0² + 2²) / 16 = '
+        '144 / 16 = 9',
         '(10 − 8) / √(9 + 0.00001) ≈ 2 / 3 ≈ 0.67',
     ):
         assert line in text
@@ -368,10 +364,11 @@ def test_the_keyboard_alone(explorer):
     outline = number(page, 0).locator('b').evaluate('b => getComputedStyle(b).outlineStyle')
     assert outline == 'solid'
     for key, there in (
-        ("ArrowRight", place(1, 1, 2)), ("ArrowRight", place(1, 2, 1)), ("ArrowDown", place(1, 2, 3)),
-        ("ArrowDown", place(2, 2, 1)), ("ArrowLeft", place(2, 1, 2)), ("End", place(2, 4, 2)),
-        ("ArrowRight", place(2, 4, 2)), ("Home", place(2, 1, 1)), ("Control+End", place(4, 4, 4)),
-        ("ArrowDown", place(4, 4, 4)), ("Control+Home", 0), ("ArrowUp", 0), ("ArrowDown", place(1, 1, 3)),
+        ('ArrowRight', place(1, 1, 2)), ('ArrowRight', place(1, 2, 1)),
+        ('ArrowDown', place(1, 2, 3)), ('ArrowDown', place(2, 2, 1)),
+        ('ArrowLeft', place(2, 1, 2)), ('End', place(2, 4, 2)), ('ArrowRight', place(2, 4, 2)),
+        ('Home', place(2, 1, 1)), ('Control+End', place(4, 4, 4)), ('ArrowDown', place(4, 4, 4)),
+        ('Control+Home', 0), ('ArrowUp', 0), ('ArrowDown', place(1, 1, 3)),
     ):  # fmt: skip
         page.keyboard.press(key)
         assert held() == there, key
@@ -454,9 +451,10 @@ def test_a_screen_reader_finds_a_grid_and_hears_the_sum(explorer):
     page = explorer()
     tree = page.locator('#explorer').aria_snapshot()
     for line in (
-        'grid "What comes in"', 'columnheader "channel 1"', 'rowheader "image 1"', 'radio "batch" [checked]',
-        'gridcell "top left 10" [selected]', 'gridcell "top left 4"', 'slider "Training steps so far: 10"',
-        'table "What comes out of batch norm, train"', 'combobox "Batch"', 'button "Undo edits" [disabled]',
+        'grid "What comes in"', 'columnheader "channel 1"', 'rowheader "image 1"',
+        'radio "batch" [checked]', 'gridcell "top left 10" [selected]', 'gridcell "top left 4"',
+        'slider "Training steps so far: 10"', 'table "What comes out of batch norm, train"',
+        'combobox "Batch"', 'button "Undo edits" [disabled]',
     ):  # fmt: skip
         assert line in tree, tree
     assert told(page) == ''  # nothing is said before anything is done
@@ -476,7 +474,7 @@ def luminance(color):
 
 
 def rgb(text):
-    "'rgb(1, 2, 3)' or 'color(srgb 0.1 0.2 0.3)' as three numbers from 0 to 1; None if it can be seen through."
+    "'rgb(1, 2, 3)' or 'color(srgb 0.1 0.2 0.3)' as numbers from 0 to 1; None if transparent."
     values = [float(v) for v in re.findall(r'-?[\d.]+', text.replace('srgb', ''))]
     if len(values) > 3 and values[3] < 1:
         return None
@@ -493,8 +491,10 @@ def test_every_text_can_be_read_in_both_themes(explorer, kind, dark):
         const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
         if (!own || !element.checkVisibility() || element.closest('.x-said, option')) continue;
         const backs = [];
-        for (let up = element; up; up = up.parentElement) backs.push(getComputedStyle(up).backgroundColor);
-        const style = getComputedStyle(element), ink = element.closest('svg') ? style.fill : style.color;
+        for (let up = element; up; up = up.parentElement)
+          backs.push(getComputedStyle(up).backgroundColor);
+        const style = getComputedStyle(element);
+        const ink = element.closest('svg') ? style.fill : style.color;
         found.push([element.textContent.trim().slice(0, 30), ink, backs]);
       }
       return found;
@@ -524,7 +524,8 @@ def test_nothing_is_wider_than_the_screen(explorer, width):
         show(page, view)
         assert page.evaluate('document.documentElement.scrollWidth') <= width, view
         cut = page.locator('#explorer :is(b, span, button, dd)').evaluate_all(
-            'all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth).map(e => e.textContent)'
+            'all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth)'
+            '.map(e => e.textContent)'
         )
         assert cut == [] or width < 360, view
     if width >= 360:
@@ -563,9 +564,11 @@ def test_the_address_holds_the_view(explorer):
 def test_a_strange_address_does_no_harm(explorer):
     page = explorer()
     address = page.url
-    for view in ("norm=spectral&groups=3&images=9", "norm=constructor", "at=9.9.9&edits=1.1.1:x,5.1.1:3,:", "at=1.1.1",
-                 "steps=1e9&seed=-1", "batch=__proto__", "some-heading", "%E0%A4%A", "images=1&at=4.1.1",
-                 "mode=eval&steps=&edits="):  # fmt: skip
+    for view in (
+        'norm=spectral&groups=3&images=9', 'norm=constructor', 'at=9.9.9&edits=1.1.1:x,5.1.1:3,:',
+        'at=1.1.1', 'steps=1e9&seed=-1', 'batch=__proto__', 'some-heading', '%E0%A4%A',
+        'images=1&at=4.1.1', 'mode=eval&steps=&edits=',
+    ):  # fmt: skip
         page.goto(f'{address}?{len(view)}#{view}')
         images = page.locator('.x-in tbody:not([hidden])').count()
         assert images == (1 if 'images=1' in view else 4)
@@ -595,7 +598,7 @@ def test_without_javascript_there_is_a_sentence(explorer):
     assert 'needs JavaScript' in page.locator('#explorer').inner_text()
     assert 'draw_sets([' in page.locator('#explorer').inner_text()
     target = page.locator('#explorer a').get_attribute('href')
-    assert (NBS / target).exists()
+    assert (HOME / target).exists()
 
 
 def test_print_and_reduced_motion(explorer):
@@ -633,7 +636,7 @@ def test_what_is_lit_and_chosen_shows_in_the_systems_own_colours(explorer):
 
 def test_it_is_small_and_asks_nobody():
     script, style = (
-        (NBS / name).read_text(encoding='utf-8') for name in ('explorer.js', 'explorer.css')
+        (HOME / name).read_text(encoding='utf-8') for name in ('explorer.js', 'explorer.css')
     )
     assert len(script.encode()) < 24_000 and len(style.encode()) < 9_000
     assert not re.search(
