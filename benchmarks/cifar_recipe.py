@@ -20,44 +20,46 @@ import torch
 
 from normnotes.core import write_atomic
 from normnotes.data import DataSet, load_data
-from normnotes.models import Arch, CifarNet, average, conv, count_params, point, pool, table
+from normnotes.models import (
+    Arch,
+    CifarNet,
+    conv1x1,
+    conv3x3,
+    count_params,
+    global_avg_pool,
+    max_pool,
+)
 from normnotes.training import TrainConfig, fit
 
 OUT = Path(__file__).resolve().parent.parent / 'nbs/results/cifar10-norms/trials.csv'
 
 
-def shape(widths: tuple[int, ...], steps: str, small: str = '', last: str = '') -> Arch:
-    "The assignment's shape with these widths, steps behind the 3x3 convolutions, behind the 1x1 and in the last row"
+RELU_NORM, NORM_RELU = ('relu', 'norm'), ('norm', 'relu')
+Steps = tuple[str, ...]
+
+
+def shape(widths: tuple[int, ...], steps: Steps, small: Steps = (), last: Steps = ()) -> Arch:
+    "The assignment's shape: widths, and the steps behind the 3x3, the 1x1 and the last convolution."
     a, b, c, d, e, f = widths
     return Arch(
-        table(
-            C1=conv(a, steps),
-            C2=conv(b, steps),
-            c3=point(c, small),
-            P1=pool(),
-            C3=conv(d, steps),
-            C4=conv(d, steps),
-            C5=conv(d, steps, add='C3'),
-            c6=point(e, small),
-            P2=pool(),
-            C7=conv(f, steps),
-            C8=conv(f, steps),
-            C9=conv(f, last or steps, add='C7'),
-            GAP=average(),
-            C10=point(0),
-        ),
+        {'C1': conv3x3(a, steps), 'C2': conv3x3(b, steps), 'c3': conv1x1(c, small)}
+        | {'P1': max_pool(), 'C3': conv3x3(d, steps), 'C4': conv3x3(d, steps)}
+        | {'C5': conv3x3(d, steps, add='C3'), 'c6': conv1x1(e, small), 'P2': max_pool()}
+        | {'C7': conv3x3(f, steps), 'C8': conv3x3(f, steps)}
+        | {'C9': conv3x3(f, last or steps, add='C7')}
+        | {'GAP': global_avg_pool(), 'C10': conv1x1(0)},
         input_shape=(3, 32, 32),
     )
 
 
 FIRST, WIDE = (12, 16, 16, 32, 16, 32), (16, 16, 16, 28, 24, 32)
 ARCHS = {
-    'first': shape(FIRST, 'norm relu'),
-    'wide': shape(WIDE, 'norm relu'),
-    'wider at the input': shape((16, 24, 24, 28, 24, 28), 'norm relu'),
-    'norms behind 1x1': shape(WIDE, 'norm relu', 'norm relu'),
-    'relu first': shape(WIDE, 'relu norm', 'relu norm'),
-    'chosen': shape(WIDE, 'relu norm', 'relu norm', 'norm relu'),
+    'first': shape(FIRST, NORM_RELU),
+    'wide': shape(WIDE, NORM_RELU),
+    'wider at the input': shape((16, 24, 24, 28, 24, 28), NORM_RELU),
+    'norms behind 1x1': shape(WIDE, NORM_RELU, NORM_RELU),
+    'relu first': shape(WIDE, RELU_NORM, RELU_NORM),
+    'chosen': shape(WIDE, RELU_NORM, RELU_NORM, NORM_RELU),
 }
 TRIALS: dict[
     str, tuple[str, str, dict[str, Any]]

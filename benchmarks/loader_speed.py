@@ -24,8 +24,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from normnotes.augment import AUGMENTS
+from normnotes.batches import Batches, Split
 from normnotes.core import seed_generator, write_atomic
-from normnotes.data import AUGMENTS, Batches, DataSet, Split, load_data
+from normnotes.data import DataSet, load_data
 
 
 class Pictures(Dataset):

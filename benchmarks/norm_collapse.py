@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normnotes.batches import Batches
 from normnotes.core import seed_generator, write_atomic
-from normnotes.data import Batches, DataSet, load_data
+from normnotes.data import DataSet, load_data
+from normnotes.evaluation import evaluate
 from normnotes.models import Net
 from normnotes.plotting import variance_parts
 from normnotes.studies import STUDIES
-from normnotes.training import TrainConfig, evaluate, fit, learning_rate, make_optimizer
+from normnotes.training import TrainConfig, fit, learning_rate, make_optimizer
 
 OUT = Path(__file__).resolve().parent.parent / 'nbs/results/norm-collapse'
 STUDY = STUDIES['norm-collapse']

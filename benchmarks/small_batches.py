@@ -19,13 +19,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from normnotes.batches import Batches
 from normnotes.compare.folders import run_folders
 from normnotes.core import write_atomic
-from normnotes.data import Batches, DataSet, load_data
-from normnotes.models import load
-from normnotes.norms import recompute_stats
+from normnotes.data import DataSet, load_data
+from normnotes.evaluation import evaluate
+from normnotes.models import load_model
 from normnotes.studies import Results, Variant
-from normnotes.training import evaluate
+from normnotes.surgery import recompute_stats
 
 OUT = Path(__file__).resolve().parent.parent / 'nbs/results/batch-size'
 
@@ -55,7 +56,7 @@ def main() -> None:
         config = run.config
         if Variant.parse(run.variant).norm != 'bn':
             continue
-        model = load(run.path / 'weights.safetensors')
+        model = load_model(run.path / 'weights.safetensors')
         training = Batches(data.train, 1000, data.mean, data.std, config.augment).epoch(1)
         company = {size: in_company(model, data, size) for size in {config.batch_size, 2}}
         row = {

@@ -7,31 +7,23 @@ __all__ = ['main']
 
 # %% ../nbs/use/cli.ipynb #fe50d9c0
 import argparse
-import contextlib
-import difflib
 import json
 import os
-import re
-import shlex
-import signal
-import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
 
 # %% ../nbs/use/cli.ipynb #cde0a80b
-def _number(kind: type, low: float, allowed: str) -> Callable[[str], Any]:
-    "A reader of numbers from `low` up."
+def _number(kind: type, fits: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
+    "A reader of the numbers that fit."
 
     def read(text: str) -> Any:
         try:
-            value = kind(text)
-            if low <= value < float('inf'):
+            if fits(value := kind(text)):
                 return value
         except ValueError:
             pass
@@ -40,597 +32,316 @@ def _number(kind: type, low: float, allowed: str) -> Callable[[str], Any]:
     return read
 
 
+_count = _number(int, lambda n: n >= 1, 'a whole number >= 1')
+_rate = _number(float, lambda x: 0 < x < float('inf'), 'a number > 0')
+_strength = _number(float, lambda x: 0 <= x < float('inf'), 'a number >= 0')
+
+# %% ../nbs/use/cli.ipynb #09cfc3b7
 def _seeds(text: str) -> int | tuple[int, ...]:
     "'5' is the number of seeds, '0,3,7' names them, and '3,' names one."
-    number, *more = text.split(',')
-    parts = [number, *(more if more != [''] else [])]
-    if (
-        not all(p.strip().isdecimal() for p in parts)
-        or text.strip() == '0'
-        or len({int(p) for p in parts}) < len(parts)
-    ):
+    listed = text.removesuffix(',').split(',')
+    if not all(part.strip().isdecimal() for part in listed) or text.strip() == '0':
         raise argparse.ArgumentTypeError(
             f"{text!r} is not allowed; use how many, as in '5', or which, as in '0,3,7' or '3,'"
         )
-    return tuple(int(p) for p in parts) if more else int(number)
-
-
-def _colour(stream) -> bool:
-    "Colour only where a person looks, and nobody has said no (https://no-color.org)"
-    return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
+    return tuple(int(part) for part in listed) if ',' in text else int(text)
 
 # %% ../nbs/use/cli.ipynb #f6e1b00b
-class _Parser(argparse.ArgumentParser):
-    "Errors in one line"
+_DATA = 'such as digits, mnist, fashion-mnist or cifar10; or the path of an image folder'
+_MODELS = 'such as net, net-eva8, net-norm-first, cifarnet or cifarnet-era'
+_AUGMENTS = 'such as none, light, cifar or eva6; or strengths, as in rotate=7,flip'
 
-    def error(self, message: str) -> NoReturn:
-        message = ' '.join(re.sub(r'^argument (--?[\w-]+|\w+)(/\S+)?: ', r'\1: ', message).split())
-        if unknown := re.match(r'unrecognized arguments: (--\S+)', message):
-            known = [o for action in self._actions for o in action.option_strings]
-            near = difflib.get_close_matches(unknown[1].split('=')[0], known, 1)
-            message = f'unknown option {unknown[1]!r}' + (
-                f'; did you mean {near[0]!r}?' if near else f'; see {self.prog} --help'
-            )
-        if unknown := re.match(r"COMMAND: invalid choice: '([^']*)' \(choose from (.*)\)", message):
-            near = difflib.get_close_matches(unknown[1], unknown[2].replace("'", '').split(', '), 1)
-            meant = f'did you mean {near[0]!r}? ' if near else ''
-            message = f'unknown command {unknown[1]!r}; {meant}use {unknown[2]}'
-        if message.endswith('required: COMMAND'):
-            message = f'no command; `{self.prog} --help` lists them, `{self.prog} compare` is the one to start with'
-        self.exit(2, f'{self.prog}: {message}\n')
-
-    def parse_known_args(self, args=None, namespace=None):
-        found, rest = super().parse_known_args(args, namespace)
-        if rest and self.prog != 'normnotes':
-            self.error(f'unrecognized arguments: {" ".join(rest)}')  # this parser knows the options
-        return found, rest
-
-
-_EXAMPLES = {
-    'normnotes': """examples:
-  normnotes compare                                    the embedded digits: three variants, three seeds, offline
-  normnotes compare --data mnist --variants bn+l1,ln,gn --epochs 20 --seeds 5 --out runs/mine
-  normnotes study mnist-norms                          a study of the book
-  normnotes report runs/mine                           its tables and figures again
-
-A command that was stopped goes on where it was when it is given again.
-exit codes: 0 done; 1 a run failed or diverged, or the folder is no use; 2 the command was not understood;
-            130 stopped (Ctrl-C)""",
-    'compare': """examples:
-  normnotes compare
-  normnotes compare --variants bn,bn+l1,bn+l1=1e-3,gn:2 --seeds 5
-  normnotes compare --data mnist --epochs 5 --jobs 4
-  normnotes compare --data pictures/ --model cifarnet       (train/CLASS/*.jpg and test/CLASS/*.jpg)
-
-A variant is a norm (bn ln gn in none; gn:4 for four groups), then penalties (+l1, +l2=3e-4), then settings of
-its own (@lr=0.05@batch_size=32).""",
-    'study': """examples:
-  normnotes study mnist-norms
-  normnotes study mnist-norms --data digits --epochs 1 --seeds 1     a quick trial, in a folder of its own
-  normnotes study as-published         all studies of that group
-  normnotes study mine.json            settings as `normnotes studies NAME` prints them""",
-    'studies': 'examples:\n  normnotes studies\n  normnotes studies mnist-norms > mine.json',
-    'report': """examples:
-  normnotes report runs/compare
-  normnotes report runs                every study below the folder
-
-Nothing is downloaded: the pictures of mistakes are drawn where the data set is at hand.""",
-    'data': """examples:
-  normnotes data mnist
-  normnotes data cifar10 --data-dir /big/disk
-
-Data sets are looked for in --data-dir, else $NORMNOTES_DATA, else the user's cache folder.""",
+# name: how it is read (None: a switch), what stands for the value, what it means, its default
+_SETTINGS: dict[str, tuple[Any, str, str, str]] = {
+    'data': (str, 'NAME', _DATA, 'digits'),
+    'model': (str, 'NAME', _MODELS, 'net; cifarnet for cifar10 and image folders'),
+    'variants': (str, 'LIST', 'what to compare, with commas', 'bn+l1,ln,gn'),
+    'seeds': (_seeds, 'N', "how many, or which, as in '0,3,7' or '3,'", '3'),
+    'epochs': (_count, 'N', 'times through the training images', '20'),
+    'batch-size': (_count, 'N', 'images per step', '128; 32 for digits'),
+    'lr': (_rate, 'X', 'highest learning rate', '0.1; 0.025 for digits'),
+    'l1': (_strength, 'X', 'strength of +l1', '1e-4'),
+    'l2': (_strength, 'X', 'strength of +l2', '5e-4'),
+    'augment': (str, 'NAME', _AUGMENTS, 'light; cifar for cifar10'),
+}
+_RUNNING: dict[str, tuple[Any, str, str, str]] = {
+    'out': (str, 'DIR', 'folder for all files, new or with results already', 'runs/NAME'),
+    'jobs': (_count, 'N', 'runs at a time', 'one per CPU core; one on a GPU'),
+    'device': (str, 'NAME', 'cpu, cuda, cuda:1 or mps', 'the fastest there is'),
+    'data-dir': (str, 'DIR', 'where data sets are', '$NORMNOTES_DATA, else your cache folder'),
+    'json': (None, '', 'print results as JSON', ''),
+    'quiet': (None, '', 'print nothing but errors, and JSON if asked for', ''),
 }
 
+# %% ../nbs/use/cli.ipynb #87f3b030
+_ALL, _OUTPUT = (*_SETTINGS, *_RUNNING), ('data-dir', 'json', 'quiet')
+# name: its argument ('?': may be left out), its options, what it does
+_COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    'compare': ('', _ALL, 'train variants side by side; table, verdicts and figures at the end'),
+    'study': ('NAME', _ALL, 'run a study of the book, or one of your own from a JSON file'),
+    'studies': ('NAME?', ('json',), "list the book's studies, or print all settings of one"),
+    'report': ('DIR', _OUTPUT, 'write tables and figures again, from what a folder holds'),
+    'data': ('NAME', _OUTPUT, 'fetch and check a data set ahead of time'),
+}
+_EXAMPLES = """examples:
+  normnotes compare                     the embedded digits: three variants, three seeds, offline
+  normnotes compare --data mnist --variants bn+l1,ln,gn --epochs 20 --seeds 5 --out runs/mine
+  normnotes compare --data pictures/    with train/CLASS/*.jpg and test/CLASS/*.jpg in it
+  normnotes study mnist-norms           a study of the book
+  normnotes study mine.json             settings as `normnotes studies NAME` prints them
+  normnotes report runs/mine            its tables and figures again
 
-def _add_settings(parser: argparse.ArgumentParser, compare: bool) -> None:
-    "The options of `compare` and `study`: settings, then how to run."
+A variant is a norm (bn, ln, gn, ..., none; gn:4 for four groups), then penalties (+l1, +l2=3e-4),
+then settings of its own (@lr=0.05@batch_size=32). A command that was stopped resumes when you
+give it again.
+exit codes: 0 done; 1 a run failed or diverged, or the folder cannot be used;
+            2 the command was not understood; 130 stopped (Ctrl-C)"""
 
-    def default(text: str) -> str:
-        return f' (default: {text})' if compare else ''
+# %% ../nbs/use/cli.ipynb #8aaaad94
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line."
 
-    whole, positive, strength = (
-        _number(int, 1, 'a whole number from 1 up'),
-        _number(float, 1e-300, 'a number above 0'),
-        _number(float, 0, 'a number from 0 up'),
-    )
-    group = parser.add_argument_group(
-        'settings' + ('' if compare else " (in place of the study's own)")
-    )
-    group.add_argument(
-        '--data',
-        metavar='NAME',
-        help='digits, mnist, fashion-mnist, cifar10, or the path of an image folder'
-        + default('digits'),
-    )
-    group.add_argument(
-        '--model',
-        metavar='NAME',
-        help='net, net-eva8, net-norm-first, cifarnet or cifarnet-era'
-        + default('net; cifarnet for cifar10 and image folders'),
-    )
-    group.add_argument(
-        '--variants', metavar='LIST', help='what to compare, with commas' + default('bn+l1,ln,gn')
-    )
-    group.add_argument(
-        '--seeds',
-        type=_seeds,
-        metavar='N',
-        help="how many, or which, as in '0,3,7' or '3,'" + default('3'),
-    )
-    group.add_argument(
-        '--epochs',
-        type=whole,
-        metavar='N',
-        help='times through the training images' + default('20'),
-    )
-    group.add_argument(
-        '--batch-size',
-        type=whole,
-        metavar='N',
-        help='images per step' + default('128; 32 for digits'),
-    )
-    group.add_argument(
-        '--lr',
-        type=positive,
-        metavar='X',
-        help='highest learning rate' + default('0.1; 0.025 for digits'),
-    )
-    group.add_argument('--l1', type=strength, metavar='X', help='strength of +l1' + default('1e-4'))
-    group.add_argument('--l2', type=strength, metavar='X', help='strength of +l2' + default('5e-4'))
-    group.add_argument(
-        '--augment',
-        metavar='NAME',
-        help='none, light, cifar, eva6, or strengths such as rotate=7,flip'
-        + default('light; cifar for cifar10'),
-    )
-    group = parser.add_argument_group('running')
-    group.add_argument(
-        '--out',
-        metavar='DIR',
-        help='folder for everything written (default: runs/NAME, with the settings that were changed); variants and '
-        'seeds are added to those that it holds, and its files show all of them',
-    )
-    group.add_argument(
-        '--jobs',
-        type=whole,
-        metavar='N',
-        help='runs at a time (default: one per CPU core; one on a GPU)',
-    )
-    group.add_argument(
-        '--device', metavar='NAME', help='cpu, cuda, cuda:1 or mps (default: the fastest there is)'
-    )
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: {message}\n')
 
 
-def _add_output(parser: argparse.ArgumentParser, data_dir: bool = True) -> None:
-    if data_dir:
-        parser.add_argument(
-            '--data-dir',
-            metavar='DIR',
-            help="where data sets are kept (default: $NORMNOTES_DATA, else the user's cache folder)",
-        )
-    parser.add_argument('--json', action='store_true', help='results as JSON on standard output')
-    parser.add_argument(
-        '--quiet', action='store_true', help='print nothing but errors (and JSON, if asked for)'
-    )
+def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    for title, table in (('settings', _SETTINGS), ('running', _RUNNING)):
+        names = [name for name in table if name in _COMMANDS[command][1]]
+        group = parser.add_argument_group(title) if names else parser
+        for name in names:
+            reader, value, text, default = table[name]
+            if default and not (command == 'study' and name in _SETTINGS):
+                text += f' (default: {default})'  # a study has settings of its own
+            switch, reads = {'action': 'store_true'}, {'type': reader, 'metavar': value}
+            group.add_argument(f'--{name}', help=text, **(reads if reader else switch))
 
 
 def _parser() -> argparse.ArgumentParser:
     "The whole command line."
-
-    def new(make: Callable, name: str, text: str) -> Any:
-        return make(
-            name,
-            description=text,
-            epilog=_EXAMPLES[name],
-            help=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    parser = _Parser(
-        'normnotes',
-        description='Batch, layer and group normalization, compared with care.',
-        epilog=_EXAMPLES['normnotes'],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    style: dict[str, Any] = {'formatter_class': layout, 'allow_abbrev': False, 'epilog': _EXAMPLES}
+    parser = _Parser('normnotes', description='Compare batch, layer and group norm.', **style)
     parser.add_argument('--version', action='version', version=f'normnotes {__version__}')
-    commands = parser.add_subparsers(
-        title='commands', dest='command', metavar='COMMAND', required=True
-    )
-
-    compare = new(
-        commands.add_parser,
-        'compare',
-        'train variants side by side; table, verdicts and figures at the end',
-    )
-    _add_settings(compare, True)
-    _add_output(compare)
-    study = new(commands.add_parser, 'study', 'run a study of the book, or one of your own')
-    study.add_argument(
-        'name', metavar='NAME', help='as `normnotes studies` lists them, or a JSON file'
-    )
-    _add_settings(study, False)
-    _add_output(study)
-    studies = new(
-        commands.add_parser, 'studies', "list the book's studies, or print all settings of one"
-    )
-    studies.add_argument(
-        'name', metavar='NAME', nargs='?', help='print every setting of this study, as JSON'
-    )
-    studies.add_argument('--json', action='store_true', help='all settings of all studies as JSON')
-    report = new(
-        commands.add_parser, 'report', 'tables and figures again, from what a folder holds'
-    )
-    report.add_argument(
-        'folder',
-        metavar='DIR',
-        help='a folder that compare or study wrote, or one with several below it',
-    )
-    _add_output(report)
-    data = new(commands.add_parser, 'data', 'fetch and verify a data set ahead of time')
-    data.add_argument(
-        'name',
-        metavar='NAME',
-        help='digits, mnist, fashion-mnist, cifar10, or the path of an image folder',
-    )
-    _add_output(data)
+    commands = parser.add_subparsers(title='commands', dest='command', required=True)
+    for name, (argument, _, text) in _COMMANDS.items():
+        command = commands.add_parser(name, description=text, help=text, **style)
+        if argument:
+            count = '?' if argument.endswith('?') else None
+            command.add_argument('target', metavar=argument.rstrip('?'), nargs=count)
+        _add_options(command, name)
     return parser
 
-# %% ../nbs/use/cli.ipynb #959f348e
-class _Usage(Exception):
-    "The command cannot be meant; the message is one line."
-
-
-_SETTINGS = (
-    'data',
-    'model',
-    'epochs',
-    'batch_size',
-    'lr',
-    'l1',
-    'l2',
-    'augment',
-)  # change the folder's name; seeds and variants do not
-
-
+# %% ../nbs/use/cli.ipynb #69abe18f
 def _check_device(name: str) -> None:
-    "Whether torch can put a number on the device and read it back."
     import torch
 
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception:  # each kind of device that is not there has an error of its own
-        there = [f'cuda:{i}' for i in range(torch.cuda.device_count())] + [
-            'mps'
-        ] * torch.backends.mps.is_available()
-        raise _Usage(f'no device {name!r} here; use {", or ".join(["cpu", *there])}') from None
+    from normnotes.core import check_choice
+
+    gpus = torch.cuda.device_count()
+    known = ['cpu', *['cuda'][:gpus], *(f'cuda:{i}' for i in range(gpus))]
+    if torch.backends.mps.is_available():
+        known.append('mps')
+    check_choice('device', name, known)
 
 
-def _reaches(key: str, variant: str) -> bool:
-    "Whether a setting of the study has any effect on a variant."
+def _check_study(study: Any, changes: dict[str, Any]) -> None:
+    "Refuse variants that the model cannot have, and penalties that no variant takes."
+    from normnotes.models import make_model
     from normnotes.studies import Variant
 
-    parsed = Variant.parse(variant)
-    return getattr(parsed, key) is True if key in ('l1', 'l2') else key not in dict(parsed.settings)
+    variants = [Variant.parse(v) for v in study.variants]
+    for variant in variants:
+        try:
+            make_model(study.model, variant.model_norm)
+        except ValueError as error:
+            raise ValueError(f"variant '{variant}': {error}") from None
+    for key in ('l1', 'l2'):
+        if key in changes and not any(getattr(v, key) is True for v in variants):
+            raise ValueError(f"--{key} needs a variant with '+{key}', such as 'bn+{key}'")
 
 
 def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     "The studies that are asked for, with their folders."
-    from normnotes.studies import Study, _data_name, get_studies
+    from normnotes.studies import Study, get_studies
 
     if args.device is not None:
         _check_device(args.device)
-    changes = {
-        k: v for k in (*_SETTINGS, 'variants', 'seeds') if (v := getattr(args, k)) is not None
-    }
-    try:
-        if 'data' in changes:
-            changes['data'] = _data_name(changes['data'])
-        if args.command == 'compare':
-            studies = [Study.on(**changes)]
-        else:
-            studies = [s.change(**changes) for s in get_studies(args.name)]
-            if (
-                len(studies) == 1
-            ):  # where there are several, one that fails does not stop the others
-                studies = [s.change(data=_data_name(s.data)) for s in studies]
-    except ValueError as error:
-        raise _Usage(str(error)) from None
-    for key in _SETTINGS:
-        if key in changes and not any(_reaches(key, v) for s in studies for v in s.variants):
-            option, way = f'--{key.replace("_", "-")} {changes[key]}', 'each has its own'
-            if key in ('l1', 'l2'):
-                way = f"write '+{key}' in one, as in 'bn+{key}'"
-            raise _Usage(f'{option} would change nothing, for no variant takes it; {way}')
-    suffix = ''.join(
-        f'-{k}={Path(str(v)).name if k == "data" else v}'
-        for k, v in changes.items()
-        if k in _SETTINGS
-    )
-    group = len(studies) > 1
-    sets = {study.name.split('/')[0] for study in studies}
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    changes = {key: value for key, value in given.items() if key.replace('_', '-') in _SETTINGS}
+    if 'data' in changes:
+        changes['data'] = Study.for_data(changes['data']).data  # a folder by its full path
+    if args.command == 'compare':
+        studies = [Study.for_data(**changes)]
+    else:
+        studies = [study.replace(**changes) for study in get_studies(args.target)]
+    suffix = ''
+    for key, value in changes.items():
+        if key not in ('variants', 'seeds'):  # a folder takes more of these two
+            suffix += f'-{key}={Path(value).name if key == "data" else value}'
     folders = []
     for study in studies:
-        head, *tail = study.name.split('/')
-        base = Path(args.out).expanduser() if args.out else Path('runs') / (head + suffix)
-        if args.out and len(sets) > 1:  # of a file with several studies
-            tail = [head, *tail]
-        folders.append(base.joinpath(*tail) if group or not args.out else base)
+        _check_study(study, changes)
+        group, *name = study.name.split('/')
+        base = Path(args.out).expanduser() if args.out else Path('runs', group + suffix)
+        folders.append(base if args.out and len(studies) == 1 else base.joinpath(*name))
     return list(zip(studies, folders, strict=True))
 
-# %% ../nbs/use/cli.ipynb #e53b2c00
-def _near(path: Path) -> str:
-    "A path as short as it can be said from here."
-    with contextlib.suppress(ValueError):
-        return str(Path(path).absolute().relative_to(Path.cwd()))
-    return str(path)
+# %% ../nbs/use/cli.ipynb #64a0d4b7
+def _say(text: object) -> None:
+    "One line on standard error."
+    print(f'normnotes: {" ".join(str(text).split())}', file=sys.stderr, flush=True)
 
 
-def _many(things: Sequence, what: str) -> str:
-    "'1 seed', '3 seeds'."
-    return f'{len(things)} {what}{"s" * (len(things) != 1)}'
+def _show(args: argparse.Namespace, results: Any, files: Iterable[Path]) -> dict[str, Any]:
+    "Print results for people, and return them as plain data for programs."
+    from normnotes.compare.reports import as_dict, to_markdown
+
+    if not (args.json or args.quiet):
+        print('\n' + to_markdown(results).strip().removeprefix('# ') + '\n')
+        print('\n'.join(map(str, files)))
+    return dict(as_dict(results, files))
 
 
-def _as_json(results: Any, files: Sequence[Path]) -> dict:
-    "Results as plain data; None for what is not a number."
-    study = results.study
+def _end(args: argparse.Namespace, found: list[dict[str, Any]], failures: list[str]) -> int:
+    "Print the JSON and what failed; return the exit code."
+    if args.json:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+    for failure in failures:
+        _say(failure)
+    return 1 if failures else 0
 
-    def table(frame):
-        return json.loads(frame.to_json(orient='records', double_precision=15))
-
-    return {
-        'study': study.name,
-        'folder': str(results.folder),
-        'settings': study.to_dict(),
-        'summary': table(results.summary()),
-        'pairs': table(results.pairs()),
-        'verdicts': results.verdicts(),
-        'missing': results.missing,
-        'diverged': results.diverged,
-        'files': [str(f) for f in files],
-    }
-
-
-def _print_results(results: Any, files: Sequence[Path]) -> None:
-    "Table, verdicts, files."
-    bold, plain = ('\033[1m', '\033[0m') if _colour(sys.stdout) else ('', '')
-    heading, *parts = results.to_markdown().rstrip().split('\n\n')
-    print('\n' + bold + heading.removeprefix('# ') + plain)
-    for part in parts:
-        lines = [
-            bold + line + plain if line.startswith('- ') and ' than ' in line else line
-            for line in part.split('\n')
-        ]
-        print('\n' + '\n'.join(lines))
-    print('\n' + '\n'.join(_near(f) for f in files))
-
-
-_FAILURES = (
-    RuntimeError,
-    OSError,
-    ValueError,
-)  # what a study can fail with; StudyError is the first of them
+# %% ../nbs/use/cli.ipynb #df50ed37
+_FAILURES = (RuntimeError, OSError, ValueError)  # what a study can fail with
 
 
 def _run(args: argparse.Namespace) -> int:
-    "compare and study."
-    asked = _studies(args)
-    from normnotes.studies import _clock, default_jobs, run_study
+    "The commands `compare` and `study`."
+    from normnotes.studies import run_study
 
-    failures: list[str] = []
-    found: list[dict] = []
-    for study, out in asked:
+    found, failures = [], []
+    for study, out in _studies(args):
+        runs, progress = study.run_keys(), 'none' if args.quiet else 'auto'
         if not args.quiet:
-            print(
-                f'{study.name}: {study.model} on {study.data}, {_many(study.variants, "variant")} x '
-                f'{_many(study.seeds, "seed")}, {_many(range(study.train.epochs), "epoch")}, '
-                f'{args.jobs or default_jobs(len(study.runs()), args.device)} at a time; in {_near(out)}',
-                file=sys.stderr,
-                flush=True,
-            )
-        began = time.time()
+            _say(f'{study.name}: {len(runs)} runs of {study.model} on {study.data}, in {out}')
+        options = {'jobs': args.jobs, 'device': args.device, 'progress': progress}
         try:
-            results = run_study(
-                study,
-                out,
-                jobs=args.jobs,
-                root=args.data_dir,
-                device=args.device,
-                progress='none' if args.quiet else 'auto',
-            )
-            files = [p for p in sorted(Path(out).iterdir()) if p.is_file()]
-        except _FAILURES as error:  # the other studies of a group go on
-            if os.environ.get('NORMNOTES_DEBUG'):
-                raise
-            text = ' '.join(str(error).split()) or type(error).__name__
-            failures.append(f'{study.name}: {text}')
-            found.append({'study': study.name, 'error': text})
+            every = run_study(study, out, data_dir=args.data_dir, **options)
+        except _FAILURES as error:  # the other studies of a group are still run
+            failures.append(f'{study.name}: {error}')
+            found.append({'study': study.name, 'error': str(error)})
             continue
-        if not args.quiet:
-            print(
-                f'{study.name}: done in {_clock(time.time() - began)}', file=sys.stderr, flush=True
-            )
-        others = [v for v in results.study.variants if v not in study.variants]
-        others += [f'seed {s}' for s in results.study.seeds if s not in study.seeds]
-        results = results.only(study)
-        if args.json:
-            found.append(_as_json(results, files))
-        elif not args.quiet:
-            _print_results(results, files)
-            if others:
-                print(
-                    f'\nthe folder also holds {", ".join(others)}: its files, and `normnotes report`, show all of it'
-                )
-        asked_for = set(study.runs())
+        results = every.only(study)
+        found.append(_show(args, results, sorted(p for p in out.iterdir() if p.is_file())))
+        more = len(every.study.run_keys()) - len(runs)
+        if more and not args.quiet:
+            _say(f'{out} holds {more} more runs; its files and `normnotes report` show all of them')
         for variant, seed in results.diverged:
-            if (variant, seed) in asked_for:
-                failures.append(
-                    f'{study.name}: {variant} seed {seed} diverged; the other runs are whole'
-                )
-    if args.json:
-        print(json.dumps(found[0] if len(asked) == 1 else found, indent=1))
-    for failure in failures:
-        print(f'normnotes: {failure}', file=sys.stderr)
-    return 1 if failures else 0
+            failures.append(f'{study.name}: {variant} seed {seed} diverged; the others finished')
+    return _end(args, found, failures)
 
-
+# %% ../nbs/use/cli.ipynb #a447dbd5
 def _list(args: argparse.Namespace) -> int:
-    "studies."
+    "The command `studies`."
     from normnotes.studies import STUDIES, get_studies
 
-    try:
-        found = get_studies(args.name) if args.name else list(STUDIES.values())
-    except ValueError as error:
-        raise _Usage(str(error)) from None
-    if args.name or args.json:
-        texts = [s.to_dict() for s in found]
-        print(json.dumps(texts[0] if args.name and len(texts) == 1 else texts, indent=1))
-        return 0
-    for s in found:
-        print(
-            f'{s.name}\n    {s.note}\n    {s.model} on {s.data}, {len(s.seeds)} seed{"s" * (len(s.seeds) > 1)}, '
-            f'{s.train.epochs} epochs, batch {s.train.batch_size}, augment {s.train.augment}'
-        )
-        shown = ', '.join(s.variants[:6]) + (
-            f', ... ({len(s.variants)} in all)' if len(s.variants) > 6 else ''
-        )
-        print(f'    {shown}')
+    found = get_studies(args.target) if args.target else list(STUDIES.values())
+    if args.target or args.json:
+        return _end(argparse.Namespace(json=True), [s.to_dict() for s in found], [])
+    for study in found:
+        shown = ', '.join(study.variants[:6])
+        more = f', ... ({len(study.variants)} in all)' if len(study.variants) > 6 else ''
+        print(f'{study.name}\n    {study.note}\n    {study.model} on {study.data}: {shown}{more}')
     return 0
 
-
+# %% ../nbs/use/cli.ipynb #6bbe35da
 def _report(args: argparse.Namespace) -> int:
-    "report."
-    from normnotes.studies import Results, StudyError, _at_hand, find_studies
+    "The command `report`."
+    from normnotes.data import load_if_cached
+    from normnotes.studies import Results, find_studies, write_report
 
-    folder = Path(args.folder).expanduser()
-    if not folder.is_dir():
-        raise _Usage(f'there is no folder {args.folder!r}; give one that compare or study wrote')
-    folders, found, code = find_studies(folder), [], 0
+    folders = find_studies(Path(args.target).expanduser())
     if not folders:
-        raise StudyError(f'no study in {args.folder} or below: there is no study.json')
+        raise ValueError(f'no study.json in {args.target!r} or below; give a folder that has one')
+    found, failures = [], []
     for folder in folders:
+        files: list[Path] = []
         try:
             results = Results.load(folder)
         except _FAILURES as error:
-            text, code = ' '.join(str(error).split()), 1
-            print(f'normnotes: {text}', file=sys.stderr)
-            found.append({'study': str(folder), 'error': text})
+            failures.append(str(error))
+            found.append({'study': str(folder), 'error': str(error)})
             continue
         try:
-            files = results.write(data=_at_hand(results.study.data, args.data_dir))
-        except StudyError as error:
-            print(f'normnotes: {error}', file=sys.stderr)
-            files, code = [], 1
-        if args.json:
-            found.append(_as_json(results, files))
-        elif not args.quiet:
-            _print_results(results, files)
-    if args.json:
-        print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
-    return code
+            data = load_if_cached(results.study.data, args.data_dir)
+            files = write_report(results, data=data)
+        except _FAILURES as error:  # the table is still printed
+            failures.append(str(error))
+        found.append(_show(args, results, files))
+    return _end(args, found, failures)
 
-
+# %% ../nbs/use/cli.ipynb #8f2293c6
 def _fetch(args: argparse.Namespace) -> int:
-    "data."
+    "The command `data`."
     from normnotes.core import data_folder
     from normnotes.data import load_data
-    from normnotes.studies import _data_name
+    from normnotes.studies import Study
 
-    try:
-        name = _data_name(args.name)
-    except ValueError as error:
-        raise _Usage(str(error)) from None
-    data = load_data(name, args.data_dir, quiet=args.quiet or args.json)
-    if args.json:
-        about = {
-            'name': data.name,
-            'train': len(data.train),
-            'test': len(data.test),
-            'shape': list(data.shape),
-            'classes': list(data.classes),
-            'mean': list(data.mean),
-            'std': list(data.std),
-            'source': data.source,
-            'folder': str(data_folder(args.data_dir)),
-        }
-        print(json.dumps(about, indent=1))
-    elif not args.quiet:
+    quiet = args.quiet or args.json
+    name = Study.for_data(args.target).data  # a folder by its full path
+    data = load_data(name, args.data_dir, progress='none' if quiet else 'auto')
+    if not quiet:
         print(data)
-    return 0
+    facts = ('name', 'shape', 'classes', 'mean', 'std', 'source')
+    about = {key: getattr(data, key) for key in facts} | {'folder': str(data_folder(args.data_dir))}
+    return _end(args, [about | {'train': len(data.train), 'test': len(data.test)}], [])
 
 # %% ../nbs/use/cli.ipynb #9e30b75f
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    "A polite kill (SIGTERM) ends as Ctrl-C does."
-    import threading
+def _check_words(words: Sequence[str]) -> None:
+    "Refuse unknown commands and options, and name the nearest that there is."
+    if words and not words[0].startswith('-'):
+        from normnotes.core import check_choice
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _as_typed(words: Sequence[str], windows: bool = os.name == 'nt') -> str:
-    "A command line that can be copied into a shell."
-    return subprocess.list2cmdline(words) if windows else shlex.join(words)
+        check_choice('command', words[0], _COMMANDS)
+        options = ['--help', *(f'--{name}' for name in _COMMANDS[words[0]][1])]
+        for word in words[1:]:
+            if word.startswith('--'):
+                check_choice('option', word.split('=')[0], options)
 
 
 def main(
-    argv: Sequence[str]
-    | None = None,  # the words after `normnotes`; those of this process unless given
-) -> (
-    int
-):  # 0 done, 1 a run failed or diverged or the folder is no use, 2 not understood, 130 stopped
-    "The `normnotes` command"
+    argv: Sequence[str] | None = None,  # the words after `normnotes`; those of this process if None
+) -> int:  # the exit code
+    "The `normnotes` command."
     words = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='replace')  # a '–' where the encoding has none
-    try:
-        args = _parser().parse_args(words)
-    except SystemExit as end:
-        return int(end.code or 0)
+            stream.reconfigure(errors='replace')  # for terminals that lack a character
     commands = {'compare': _run, 'study': _run, 'studies': _list, 'report': _report, 'data': _fetch}
-
-    def say(text: str) -> None:
-        print(f'normnotes: {" ".join(text.split())}', file=sys.stderr)
-
     try:
-        with _stoppable(), warnings.catch_warnings():
-            warnings.showwarning = lambda message, *more, **options: say(str(message))
-            return commands[args.command](args)
-    except _Usage as error:
-        print(f'normnotes {args.command}: {error}', file=sys.stderr)
+        _check_words(words)
+        args = _parser().parse_args(words)
+        from normnotes.core import sigterm_as_interrupt
+
+        with sigterm_as_interrupt(), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say(message)
+            code = commands[args.command](args)
+            sys.stdout.flush()
+            return code
+    except SystemExit as end:  # of argparse
+        return int(end.code or 0)
+    except ValueError as error:
+        _say(error)
         return 2
     except KeyboardInterrupt:
-        kept = f'; finished runs are kept. To go on:\n  {_as_typed(["normnotes", *words])}'
-        print(
-            '\nnormnotes: stopped' + (kept if args.command in ('compare', 'study') else ''),
-            file=sys.stderr,
-        )
+        runs = '; finished runs are kept, and the same command resumes'
+        _say(f'stopped{runs if words[0] in ("compare", "study") else ""}')
         return 130
     except BrokenPipeError:  # `normnotes studies | head`
-        sys.stdout = open(os.devnull, 'w')
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        if os.environ.get('NORMNOTES_DEBUG'):
-            raise
-        text = (
-            str(error)
-            if isinstance(error, (RuntimeError, ValueError, OSError))
-            else f'{type(error).__name__}: {error}'
-        )
-        say(text or type(error).__name__)
+    except (RuntimeError, OSError) as error:
+        _say(error)
         return 1
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from normnotes.batches import Batches, Split
 from normnotes.core import write_atomic
-from normnotes.data import DATASETS, Batches, DataSet, Entry, Split, load_data
+from normnotes.data import DATASETS, DataSet, DatasetSpec, load_data
 
 
 def small_set(seed=0, name='small'):
@@ -29,7 +30,7 @@ def reads(monkeypatch):
     "A data set 'small' in the table, and the list of folders it was read for"
     calls = []
     monkeypatch.setitem(
-        DATASETS, 'small', Entry(lambda folder, quiet: calls.append(folder) or small_set())
+        DATASETS, 'small', DatasetSpec(lambda folder, quiet: calls.append(folder) or small_set())
     )
     return calls
 
@@ -156,9 +157,9 @@ def test_every_altered_byte_is_noticed(reads, tmp_path):
 
 
 def test_cache_of_another_key_is_out_of_date_not_damaged(monkeypatch, tmp_path):
-    monkeypatch.setitem(DATASETS, 'small', Entry(lambda folder, quiet: small_set(1), key='old'))
+    monkeypatch.setitem(DATASETS, 'small', DatasetSpec(lambda folder, quiet: small_set(1), key='old'))
     load_data('small', root=tmp_path)
-    monkeypatch.setitem(DATASETS, 'small', Entry(lambda folder, quiet: small_set(2), key='new'))
+    monkeypatch.setitem(DATASETS, 'small', DatasetSpec(lambda folder, quiet: small_set(2), key='new'))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         same(load_data('small', root=tmp_path), small_set(2))
@@ -526,7 +527,8 @@ def test_truncated_files_are_not_taken(offline, tmp_path):
 
 EPOCH = """
 import hashlib, sys, torch
-from normnotes.data import Batches, load_data
+from normnotes.batches import Batches
+from normnotes.data import load_data
 torch.set_num_threads(1)
 data, digest = load_data(), hashlib.sha256()
 for x, y in Batches(data.train, 128, data.mean, data.std, augment='eva6', seed=3).epoch(5):
@@ -597,7 +599,7 @@ def test_same_batches_on_the_gpu():
 def test_memory_of_an_epoch_at_the_size_of_mnist():
     code = """
 import torch
-from normnotes.data import Batches, Split
+from normnotes.batches import Batches, Split
 split = Split(torch.zeros(60000, 1, 28, 28, dtype=torch.uint8), torch.zeros(60000, dtype=torch.int64))
 for x, y in Batches(split, 128, (.1,), (.3,), augment='eva6').epoch(0): pass
 print(next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')))

@@ -15,7 +15,8 @@ from normnotes.compare.design import Study
 from normnotes.compare.presets import CLAIMS, STUDIES, claims_table
 from normnotes.compare.results import Results
 from normnotes.compare.statistics import estimate, holm, mcnemar, seeds_needed
-from normnotes.training import Evaluation, TrainConfig
+from normnotes.evaluation import Evaluation
+from normnotes.training import TrainConfig
 from normnotes.variants import Variant, variant_style
 
 STRENGTHS = st.one_of(st.booleans(), st.floats(1e-12, 1e6).map(lambda x: float(f'{x:.9g}')))

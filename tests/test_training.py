@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from normnotes.data import DataSet, load_data
-from normnotes.models import Net, load, save
+from normnotes.models import Net, load_model, save_model
 from normnotes.training import TrainConfig, fit
 
 SETTINGS = {
@@ -234,8 +234,8 @@ def test_another_run_is_refused(tmp_path):
 def test_normalization_is_kept(tmp_path):
     data = few()
     run = train(None, epochs=1)
-    save(run.model, tmp_path / 'net.safetensors')
-    notes = load(tmp_path / 'net.safetensors').notes
+    save_model(run.model, tmp_path / 'net.safetensors')
+    notes = load_model(tmp_path / 'net.safetensors').notes
     assert notes == {'mean': list(data.mean), 'std': list(data.std), 'classes': list(data.classes)}
 
 
