@@ -34,11 +34,8 @@ class Pictures(Dataset):
     "The images of a split one by one, as PIL images put through transforms: what torchvision.datasets.MNIST does"
 
     def __init__(self, split, transform):
-        self.images, self.labels, self.transform = (
-            split.images.movedim(1, -1).squeeze(-1),
-            split.labels,
-            transform,
-        )
+        self.images = split.images.movedim(1, -1).squeeze(-1)
+        self.labels, self.transform = split.labels, transform
 
     def __len__(self):
         return len(self.labels)
