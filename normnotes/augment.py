@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTS', 'RANDOM_COLUMNS', 'affine', 'crop', 'flip', 'brightness', 'contrast', 'saturation', 'hue', 'Augment',
            'augment_with', 'augment']
 
-# %% ../nbs/train/augment.ipynb #9305f497
+# %% ../nbs/train/augment.ipynb #9939ff4a
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import check_choice
+from .core import unknown
 
 # %% ../nbs/train/augment.ipynb #dc1e16d7
 def affine(
@@ -114,7 +114,7 @@ def hue(
     k = (place[:, None] + torch.arange(5, 0, -2, device=x.device).view(3, 1, 1)) % 6
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
-# %% ../nbs/train/augment.ipynb #7acc2cc5
+# %% ../nbs/train/augment.ipynb #612a4fec
 @dataclass(frozen=True)
 class Augment:
     "What may happen to a training image, and how strongly."
@@ -149,11 +149,13 @@ class Augment:
         "The augmentation that a text or a dict describes; None is no augmentation."
         if isinstance(given, cls):
             return given
-        words = 'none' if given is None else str(given)
-        settings = given if isinstance(given, dict) else _read_words(words)
-        for name in settings:
-            check_choice('augmentation', name, [*AUGMENTS, *asdict(cls())])
-        return cls(**settings)
+        if not isinstance(given, dict):
+            given = _read_words('none' if given is None else str(given))
+        for name, value in given.items():
+            if name not in asdict(cls()):
+                what = f'{name}={value}'.rstrip('=')
+                raise unknown('augmentation', what, [*AUGMENTS, *asdict(cls())])
+        return cls(**given)
 
 
 def _read_words(text: str) -> dict[str, Any]:
