@@ -22,7 +22,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from .design import Study
@@ -37,9 +36,9 @@ from normnotes.compare.folders import (
 from .reports import write_report
 from .results import Results
 from ..core import progress_kind, write_atomic
-from ..data import DATASETS, DataSet, load_data
+from ..data import DataSet, load_data, load_if_cached
 from ..evaluation import Evaluation
-from ..models import make_model, save_model
+from ..models import TableNet, make_model, save_model
 from ..training import DivergedError, fit
 from ..variants import Variant
 
@@ -49,7 +48,7 @@ def _load(name: str, data_dir: str | None) -> DataSet:
     return load_data(name, data_dir, progress='none')
 
 # %% ../../nbs/compare/running.ipynb #9fa579ad
-def _make_model(run: RunFolder, data: DataSet) -> nn.Module:
+def _make_model(run: RunFolder, data: DataSet) -> TableNet:
     return make_model(run.model, Variant.parse(run.variant).model_norm, data, seed=run.seed)
 
 
@@ -78,7 +77,7 @@ def _train(run: RunFolder, data: DataSet) -> list[str]:  # warnings
     run.write_history(trained.history)
     arrays = {f.name: getattr(trained.evaluation, f.name).cpu().numpy() for f in fields(Evaluation)}
     write_arrays(run.path / 'evaluation.npz', arrays)
-    save_model(trained.model, run.path / 'weights.safetensors')
+    save_model(model, run.path / 'weights.safetensors')
     run.finish('done', ['history.csv', 'evaluation.npz', 'weights.safetensors'], images=images)
     return [str(w.message) for w in caught if w.category is UserWarning]
 
@@ -242,19 +241,6 @@ def _follow(outcomes: Iterator[Outcome], runs: Sequence[RunFolder], kind: str) -
         bar.close()
     return failed
 
-# %% ../../nbs/compare/running.ipynb #0a4c465c
-def _load_if_cached(name: str, data_dir: str | None) -> DataSet | None:  # until `data` has it
-    "A data set if that takes no download."
-    from normnotes.core import data_folder
-
-    cache = data_folder(data_dir) / f'{name}.safetensors'
-    if name not in DATASETS or not DATASETS[name].cached or cache.exists():
-        return load_data(name, data_dir, progress='none')
-    warnings.warn(
-        f'{name} is not in {cache.parent}; `normnotes data {name}` fetches it', stacklevel=2
-    )
-    return None
-
 # %% ../../nbs/compare/running.ipynb #5add1975
 def run_study(
     study: Study,  # what to run
@@ -298,7 +284,7 @@ def run_study(
         raise
     results = Results.load(out)
     if figures and data is None:
-        data = _load_if_cached(study.data, data_dir)
+        data = load_if_cached(study.data, data_dir)
     write_report(results, data=data, figures=figures)
     if failed:
         raise StudyError(
