@@ -87,7 +87,7 @@ _ROWS: list[tuple[Any, ...]] = [  # the fields of `NormKind`, a norm a line
         PALETTE['yellow'],
         ('v', (3, 1, 60), (3, 2, 60), '>'),
         'N × H·W',
-        None,
+        'ChannelLayerNorm2d',
     ),
     ('none', 'none', PALETTE['grey'], ('X', (6, 1, 0), (6, 2, 0), 'h'), '', None),
 ]

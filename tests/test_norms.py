@@ -119,6 +119,14 @@ def test_rms_is_the_norm_of_torch_where_both_exist(shape):
     assert count_params(Net('rms')) == 8208  # a gain per channel, and no shift
 
 
+def test_lnc_is_the_layer_norm_of_torch_with_channels_last():
+    layer = make_norm('lnc', 6, dtype=torch.float64)
+    weight, bias = layer.weight.data, layer.bias.data = random(2, 6, seed=1)
+    x = random(2, 6, 3, 4)
+    expected = nn.functional.layer_norm(x.movedim(1, -1), (6,), weight, bias).movedim(-1, 1)
+    assert (layer(x) - expected).abs().max() < 1e-10
+
+
 @given(st.sampled_from(KINDS), st.integers(1, 3), st.sampled_from([2, 4]), st.booleans())
 @settings(max_examples=16, deadline=None, derandomize=True)
 def test_derivatives(kind, n, c, affine):
