@@ -7,7 +7,6 @@ __all__ = ['TrainConfig', 'learning_rate', 'make_optimizer', 'DivergedError', 'R
            'evaluate']
 
 # %% ../nbs/train/training.ipynb #21cc55ac
-import json
 import math
 import numbers
 import os
@@ -166,15 +165,13 @@ def _choose_device(name: str | None) -> torch.device:
     return torch.device(name or 'cpu')
 
 
-def _choose_arithmetic(
-    model: nn.Module, amp: str | None, on_cpu: bool
-) -> tuple[bool, torch.memory_format]:
+def _amp_choice(model: nn.Module, amp: str | None, cpu: bool) -> tuple[bool, torch.memory_format]:
     "Whether to run in bf16, and how to store images: what is fastest on this device."
-    has_units = on_cpu and getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
+    has_units = cpu and getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
     bf16 = amp == 'bf16' or (amp == 'auto' and has_units)
     slow = bf16 and any(isinstance(m, nn.GroupNorm) for m in model.modules())
     # each pixel's channels side by side: the same sums in another order
-    return bf16, torch.channels_last if on_cpu and not slow else torch.contiguous_format
+    return bf16, torch.channels_last if cpu and not slow else torch.contiguous_format
 
 # %% ../nbs/train/training.ipynb #156dd1d7
 class DivergedError(RuntimeError):
@@ -255,7 +252,7 @@ class _Trainer:
     def __init__(self, model: nn.Module, data: DataSet, config: TrainConfig):
         self.model, self.data, self.config = model, data, config
         self.device = data.train.images.device
-        self.bf16, layout = _choose_arithmetic(model, config.amp, self.device.type == 'cpu')
+        self.bf16, layout = _amp_choice(model, config.amp, self.device.type == 'cpu')
         _lay_out(model, data, layout)
         self.batches = Batches(
             data.train, config.batch_size, data.mean, data.std, config.augment, config.seed
