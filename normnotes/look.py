@@ -6,12 +6,13 @@
 __all__ = ['PALETTE', 'mix', 'text_color', 'format_number', 'image_bytes', 'save_figure', 'new_axes', 'book_style', 'draw_batch',
            'panels', 'separate_labels', 'label_ends', 'legend']
 
-# %% ../nbs/ground/look.ipynb #bf82b65e
+# %% ../nbs/ground/look.ipynb #6be82a32
 import io
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +61,30 @@ def format_number(value: float, decimals: int) -> str:
         text = text.rstrip('0').rstrip('.')
     return '0' if text == '-0' else text.replace('-', '–')
 
-# %% ../nbs/ground/look.ipynb #b074f650
+# %% ../nbs/ground/look.ipynb #bbe7c62f
 _UNDATED: dict[str, dict[str, Any]] = {  # the metadata to leave out, by format
     'png': {'Software': None},
     'svg': {'Date': None, 'Creator': None},
     'pdf': {'Creator': None, 'Producer': None, 'CreationDate': None},
 }
 
+# %% ../nbs/ground/look.ipynb #d4171ab8
+@contextmanager
+def _layout_at_rest(fig: 'Figure') -> Iterator[None]:
+    "Lay out the panels until they stop moving, and hold them: saving would move them again."
+    if not (engine := fig.get_layout_engine()):
+        yield
+        return
+    for _ in range(5):  # each round moves the panels by less
+        engine.execute(fig)
+    for panel in fig.axes:  # the last digits still differ from one time to the next
+        panel.set_position(np.round(panel.get_position(original=True).bounds, 8))
+        panel.set_in_layout(True)  # which `set_position` ends
+    fig.set_layout_engine('none')
+    yield
+    fig.set_layout_engine(engine)
 
+# %% ../nbs/ground/look.ipynb #4d578a5e
 def image_bytes(
     fig: 'Figure',  # any matplotlib figure
     kind: str = 'png',  # 'png', 'svg' or 'pdf'
@@ -78,15 +95,10 @@ def image_bytes(
     from PIL import Image
 
     check_choice('kind of image', kind, _UNDATED)
-    for _ in range(6):  # each draw of a constrained layout moves the panels, by less and less
-        before = [panel.get_position().bounds for panel in fig.axes]
-        fig.draw_without_rendering()
-        if before == [panel.get_position().bounds for panel in fig.axes]:
-            break
     file = io.BytesIO()
     colors = {'facecolor': 'auto', 'edgecolor': 'auto'}
     options = {'dpi': 'figure', 'metadata': _UNDATED[kind]} | colors | options
-    with mpl.rc_context({'svg.hashsalt': 'normnotes'}):
+    with mpl.rc_context({'svg.hashsalt': 'normnotes'}), _layout_at_rest(fig):
         fig.savefig(file, format=kind, **options)
     if kind == 'png' and (image := Image.open(file)).getextrema()[-1] == (255, 255):  # opaque
         drawing = image.convert('RGB')

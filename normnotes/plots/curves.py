@@ -57,18 +57,16 @@ def history_frame(
     ]
     return pd.concat(named, ignore_index=True) if named else pd.DataFrame()
 
-# %% ../../nbs/plots/curves.ipynb #55e69075
+# %% ../../nbs/plots/curves.ipynb #1f828c02
 def _over_seeds(history: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
-    "By variant, a row per epoch: mean, min, max and count of the finite values."
+    "A row per epoch: mean, min, max and count of the finite values; no table where there is none."
     finite = history[np.isfinite(history[column].astype(float))]
     return {
-        variant: finite[finite.variant == variant]
-        .groupby('epoch')[column]
-        .agg(['mean', 'min', 'max', 'count'])
-        for variant in history.variant.unique()
+        variant: rows.groupby('epoch')[column].agg(['mean', 'min', 'max', 'count'])
+        for variant, rows in finite.groupby('variant', sort=False)
     }
 
-# %% ../../nbs/plots/curves.ipynb #ab21b045
+# %% ../../nbs/plots/curves.ipynb #83e7f549
 def _draw_lines(
     ax: Axes,
     tables: Mapping[str, pd.DataFrame],  # what `_over_seeds` gives
@@ -79,8 +77,6 @@ def _draw_lines(
     if dashes == '--':
         size = {'linewidth': 1.2, 'markersize': 4, 'alpha': 0.75}
     for number, (variant, table) in enumerate(tables.items()):
-        if not len(table):
-            continue
         style = variant_style(variant)
         style['linestyle'] = dashes or style['linestyle']
         step = max(1, len(table) // 6)
@@ -90,24 +86,21 @@ def _draw_lines(
             band = {'color': style['color'], 'alpha': 0.2, 'linewidth': 0}
             ax.fill_between(table.index, table['min'], table['max'], **band)
 
-# %% ../../nbs/plots/curves.ipynb #3d6adf65
+# %% ../../nbs/plots/curves.ipynb #f9804bc8
 def _zoom_limits(tables: Mapping[str, pd.DataFrame], first: int) -> tuple[float, float] | None:
     "The range of the curves from epoch `first` on, without variants that end far from the others."
-    tables = {variant: table for variant, table in tables.items() if len(table)}
-    if not tables:
-        return None
-    ends = pd.Series({variant: table['mean'].iloc[-1] for variant, table in tables.items()})
     means = pd.concat([table['mean'] for table in tables.values()])
-    near = ends[(ends - ends.median()).abs() <= 0.25 * (means.max() - means.min())]
-    shown = [tables[variant].loc[first:] for variant in near.index]
-    if not any(map(len, shown)):  # they meet nowhere
+    middle = np.median([table['mean'].iloc[-1] for table in tables.values()])
+    far = 0.25 * (means.max() - means.min())
+    near = [table.loc[first:] for table in tables.values() if table.index[-1] >= first]
+    near = [table for table in near if abs(table['mean'].iloc[-1] - middle) <= far]
+    if not near:  # they meet nowhere
         return None
-    low = min(table['min'].min() for table in shown if len(table))
-    high = max(table['max'].max() for table in shown if len(table))
+    low, high = min(table['min'].min() for table in near), max(table['max'].max() for table in near)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.01
     return low - room, high + room
 
-# %% ../../nbs/plots/curves.ipynb #fd9555db
+# %% ../../nbs/plots/curves.ipynb #47bf6f3e
 def _end_labels(
     tables: Mapping[str, pd.DataFrame], history: pd.DataFrame, column: str
 ) -> list[tuple[float, float, str, str]]:  # as `label_ends` takes them
@@ -115,8 +108,6 @@ def _end_labels(
     ends: list[tuple[float, float, str, str]] = []
     seeds = history.groupby('variant').seed.nunique()
     for variant, table in tables.items():
-        if not len(table):
-            continue
         epoch, value = int(table.index[-1]), float(table['mean'].iloc[-1])
         digits = '.2f' if column.endswith('acc') or abs(value) >= 1 else '#.3g'
         text = f'{variant} {value:{digits}}'
@@ -127,18 +118,17 @@ def _end_labels(
         ends.append((epoch, value, text, variant_style(variant)['color']))
     return ends
 
-# %% ../../nbs/plots/curves.ipynb #cfbba2d2
+# %% ../../nbs/plots/curves.ipynb #66337ed7
 def _legend_handles(
     tables: Mapping[str, pd.DataFrame], history: pd.DataFrame, column: str, split: bool
 ) -> list[Line2D | Patch]:
     "Variants, the two splits if both are drawn, and how many seeds a band is of."
     handles: list[Line2D | Patch] = []
-    few = sum(map(len, tables.values())) and len(tables) <= 10  # more are named by their labels
-    for variant, table in tables.items():
+    for variant in history.variant.unique():
         style = variant_style(variant) | ({'linestyle': '-'} if split else {})
-        if not len(table):
+        if variant not in tables:
             handles.append(Line2D([], [], **style, label=f'{variant} (no finite {column})'))
-        elif few:
+        elif len(tables) <= 10:  # more are named by their labels alone
             handles.append(Line2D([], [], **style, label=variant))
     if split:
         handles.append(Line2D([], [], color='0.5', linestyle='-', label='test'))
@@ -149,12 +139,12 @@ def _legend_handles(
     seeds = f'{counts[0]} to {counts[-1]}' if counts[0] < counts[-1] else f'{counts[0]}'
     return [*handles, Patch(color='0.5', alpha=0.25, linewidth=0, label=f'range of {seeds} seeds')]
 
-# %% ../../nbs/plots/curves.ipynb #4694d09d
+# %% ../../nbs/plots/curves.ipynb #65b07ec8
 def plot_curves(
     history: 'pd.DataFrame | Run | Results | Mapping[str, Run | Sequence[Run]]',
     metric: str = 'acc',  # a key of `METRICS`: 'acc' and 'loss' draw test solid and training dashed
     *,
-    zoom: int | str = 'auto',  # how many of the last epochs a second panel enlarges; 0: no panel
+    zoom: bool = True,  # enlarge the last quarter of four or more epochs in a second panel
     title: str | None = None,  # above the figure
     ax: Axes | None = None,  # where to draw, without a second panel
 ) -> Figure:  # the figure drawn on
@@ -171,10 +161,9 @@ def plot_curves(
     trains = _over_seeds(frame, dashed) if dashed else {}
 
     epochs = np.unique(frame.epoch)
-    if zoom == 'auto':
-        zoom = max(3, math.ceil(len(epochs) / 4)) if len(epochs) >= 4 else 0
-    last = epochs[-int(zoom) :] if zoom and ax is None else epochs[:0]
-    limits = _zoom_limits(tests, last[0]) if len(last) else None
+    last = epochs[-max(3, math.ceil(len(epochs) / 4)) :]
+    zoom = zoom and ax is None and len(epochs) >= 4 and len(tests) > 0
+    limits = _zoom_limits(tests, last[0]) if zoom else None
     ends = _end_labels(tests, frame, solid)
     lines = [text.split('\n') for _, _, text, _ in ends]
     longest = max([len(line) for text in lines for line in text], default=0)
@@ -194,11 +183,11 @@ def plot_curves(
         axes[0].set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
     axes[count - 1].set_xlabel('epoch')
     if limits:
-        edge = 0.02 * (last[-1] - last[0]) or 0.5
+        edge = 0.02 * (last[-1] - last[0])
         axes[1].set(xlim=(last[0] - edge, last[-1] + edge), ylim=limits)
         axes[0].axvspan(last[0] - edge, last[-1] + edge, color='0.9', zorder=0)
-        which = f'the last {len(last)} epochs' if len(last) > 1 else 'the last epoch'
-        axes[1].set_title(f'{which} (grey above), enlarged', fontsize=9, fontweight='normal')
+        which = f'the last {len(last)} epochs (grey above), enlarged'
+        axes[1].set_title(which, fontsize=9, fontweight='normal', loc='left')
     if title:
         axes[0].set_title(title)
     handles = _legend_handles(tests, frame, solid, dashed is not None)

@@ -24,11 +24,9 @@ from ..look import label_ends, legend, new_axes
 from ..penalties import penalized
 from ..variants import variant_style
 
-# %% ../../nbs/plots/layers.ipynb #38638f6e
+# %% ../../nbs/plots/layers.ipynb #dc43e2a9
 def plot_weights(
     models: Mapping[str, nn.Module],  # by variant
-    *,
-    title: str | None = None,  # above the panel
     ax: Axes | None = None,  # where to draw
 ) -> Figure:  # the figure drawn on
     "The distribution of all weights of each model, on a logarithmic scale."
@@ -52,8 +50,6 @@ def plot_weights(
     panel.set_ylim(bottom=50 / max(map(len, named.values())))  # half a weight
     panel.set(xlabel='weight; larger ones in the outermost bins')
     panel.set_ylabel(f'share of the weights (%)\nin each of {bins} bins')
-    if title:
-        panel.set_title(title)
     legend(fig, panel, panel.get_legend_handles_labels()[0], ax is None)
     return fig
 
@@ -71,12 +67,10 @@ def layer_sparsity(
             rows.append((variant, layer, w.numel(), near, 100 * near / w.numel()))
     return pd.DataFrame(rows, columns=['variant', 'layer', 'weights', 'near_zero', 'share'])
 
-# %% ../../nbs/plots/layers.ipynb #a91acf90
+# %% ../../nbs/plots/layers.ipynb #3b31cbc8
 def plot_sparsity(
     models: Mapping[str, nn.Module],  # by variant
     up_to: float = 1e-3,  # a weight counts as near zero up to this size
-    *,
-    title: str | None = None,  # above the panel
     ax: Axes | None = None,  # where to draw
 ) -> Figure:  # the figure drawn on
     "The share of weights near zero in each layer, and of each model in the legend."
@@ -92,8 +86,6 @@ def plot_sparsity(
         panel.tick_params('x', rotation=90)
     panel.set(xlabel='layer, from the image to the logits', ylabel=f'weights within ±{up_to:g} (%)')
     panel.set_ylim(bottom=0)
-    if title:
-        panel.set_title(title)
     legend(fig, panel, panel.get_legend_handles_labels()[0], ax is None)
     return fig
 
@@ -106,13 +98,11 @@ _DEPTH = LinearSegmentedColormap.from_list('depth', ['#3B7DD8', '#9B5FC0', '#D14
 def _depth_colors(count: int) -> list[str]:
     return [to_hex(_DEPTH(place)) for place in np.linspace(0, 1, max(2, count))][:count]
 
-# %% ../../nbs/plots/layers.ipynb #967595a5
+# %% ../../nbs/plots/layers.ipynb #ca7ae605
 def plot_activations(
     stats: Mapping[str, pd.DataFrame],  # the `frame` of an `ActivationStats`, by variant
     stat: str = 'std',  # 'std', 'mean' or 'zeros' (the share of outputs that are exactly zero)
     kind: str = 'Conv2d',  # which layers: the name of their class
-    *,
-    title: str | None = None,  # above the figure
     ax: Any = None,  # an axes for each variant
 ) -> Figure:  # the figure drawn on
     "A statistic of each layer's output over training: a panel per variant, a line per layer."
@@ -145,8 +135,6 @@ def plot_activations(
         panel.set_title(name, fontsize=10)
     for panel in axes[len(stats) : rows * cols]:
         panel.set_axis_off()
-    if title:
-        fig.suptitle(title)
     for panel, ends in zip(axes, labels, strict=False):
         label_ends(panel, ends, 8)
     return fig
