@@ -1,12 +1,10 @@
 #!/usr/bin/env python3
 """Bring all that is made from the notebooks in step with them; exit with 1 if anything was not.
 
-Exports the package, cleans the notebooks, and writes nbs/reference.ipynb, nbs/nbdev.yml, README.md
-and, from settings.ini, the addresses in the notebooks. Needs nbdev, but neither git nor Quarto.
+CONTRIBUTING.md lists what is made. Needs nbdev, but neither git nor Quarto.
 """
 
 import ast
-import configparser
 import os
 import re
 import sys
@@ -14,28 +12,27 @@ from pathlib import Path
 
 from execnb.nbio import mk_cell, new_nb, read_nb, write_nb
 from nbdev.clean import nbdev_clean
+from nbdev.config import get_config
 from nbdev.doclinks import nbdev_export
 from nbdev.quarto import refresh_quarto_yml
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, PACKAGE = ROOT / 'nbs', ROOT / 'normnotes'
-parser = configparser.ConfigParser(delimiters=['='], interpolation=None)
-parser.read(ROOT / 'settings.ini', encoding='utf-8')
-CFG = parser['DEFAULT']
-OWNED = f'{CFG["user"]}/{CFG["repo"]}'
-SITE = CFG['doc_host'] + CFG['doc_baseurl']
+CFG = get_config(path=ROOT)  # settings.ini
+OWNED = f'{CFG.user}/{CFG.repo}'
+SITE = CFG.doc_host + CFG.doc_baseurl
 
 
 def refresh_notebook(path: Path) -> None:
     "Write the addresses; drop the cards, which each build of the site makes again."
-    notebook, name, repo = read_nb(path), path.relative_to(NBS).as_posix(), CFG['repo']
+    notebook, name, repo = read_nb(path), path.relative_to(NBS).as_posix(), CFG.repo
     for cell in notebook.cells:
         text = re.sub(rf'(github(\.com)?)/[\w.-]+/{repo}\b', rf'\1/{OWNED}', cell.source)
         text = re.sub(rf'https://[\w.-]+\.github\.io/{repo}\b', SITE, text)
         if cell.id == 'colab':  # the badge
-            text = re.sub(r'/blob/.*\.ipynb', f'/blob/{CFG["branch"]}/nbs/{name}', text)
+            text = re.sub(r'/blob/.*\.ipynb', f'/blob/{CFG.branch}/nbs/{name}', text)
         if cell.id == 'colab-install':
-            text = re.sub(r'-b \S+', f'-b {CFG["branch"]}', text)
+            text = re.sub(r'-b \S+', f'-b {CFG.branch}', text)
             text = re.sub(rf'{repo}/nbs/.*', f'{repo}/nbs/{os.path.dirname(name)}', text)
         if text.startswith('show_doc('):
             cell.outputs = []
@@ -61,11 +58,14 @@ def write_reference() -> None:
     "nbs/reference.ipynb: every public name, with a link to its card on its module's own page."
     sidebar = (ROOT / '_quarto.yml').read_text(encoding='utf-8')
     texts = ['# Every name\n\n> The names that the package exports\n\n- repo-actions: false']
-    for page in re.findall(r'- (\S+\.ipynb)$', sidebar, flags=re.M):
+    for page in re.findall(r'- (\S+/\S+\.ipynb)$', sidebar, flags=re.M):
         text = '\n'.join(cell.source for cell in read_nb(NBS / page).cells)
         if module := re.search(r'^#\| default_exp (\S+)$', text, flags=re.M):
-            rows = [f'## [normnotes.{module[1]}]({page})', '', '| name | what it is |', '|---|---|']
-            for name, about in public_names(module[1].replace('.', '/')).items():
+            names = public_names(module[1].replace('.', '/'))
+            about = re.search(r'^> (.*)$', text, flags=re.M)[1]
+            rows = [f'## [normnotes.{module[1]}]({page})', '', about, '']
+            rows += ['| name | what it is |', '|---|---|'] if names else []
+            for name, about in names.items():
                 anchor = name.lower() if f'show_doc({name})' in text else 'reference'
                 rows.append(f'| [{name}]({page}#{anchor}) | {about} |')
             texts.append('\n'.join(rows))
@@ -92,18 +92,18 @@ def readme_part(cell: dict) -> str:
 def write_readme() -> None:
     "README.md from the front page, with badges."
     tests = f'https://github.com/{OWNED}/actions/workflows/test.yaml'
-    python, blue = f'{CFG["min_python"]}%2B-0072B2', 'https://img.shields.io/badge'
+    python, blue = f'{CFG.min_python}%2B-0072B2', 'https://img.shields.io/badge'
     title, *parts = map(readme_part, read_nb(NBS / 'index.ipynb').cells)
     head = f"""<!-- Made from nbs/index.ipynb by .ci/in_step.py: edit the notebook. -->
 
 {title}
 
-[![Tests]({tests}/badge.svg?branch={CFG['branch']})]({tests})
+[![Tests]({tests}/badge.svg?branch={CFG.branch})]({tests})
 [![Read the book]({blue}/read-the_book-0072B2)]({SITE})
-![Python {CFG['min_python']} or newer]({blue}/python-{python})
+![Python {CFG.min_python} or newer]({blue}/python-{python})
 [![Licence: Apache 2.0]({blue}/licence-Apache_2.0-0072B2)](LICENSE)"""
-    text = '\n\n'.join([head, *filter(None, parts)]) + '\n'
-    (ROOT / 'README.md').write_text(text, encoding='utf-8')
+    readme = '\n\n'.join([head, *filter(None, parts)]) + '\n'
+    (ROOT / 'README.md').write_text(readme, encoding='utf-8')
 
 
 def made_files() -> dict[Path, str]:

@@ -187,7 +187,7 @@ def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
         folders.append(base if args.out and len(studies) == 1 else base.joinpath(*name))
     return list(zip(studies, folders, strict=True))
 
-# %% ../nbs/use/cli.ipynb #64a0d4b7
+# %% ../nbs/use/cli.ipynb #9e79e434
 def _say(text: object) -> None:
     "One line on standard error."
     print(f'normnotes: {" ".join(str(text).split())}', file=sys.stderr, flush=True)

@@ -16,7 +16,6 @@ import pytest
 from normnotes import cli
 from normnotes.studies import COLUMNS, STUDIES, Study, run_study
 
-posix = pytest.mark.skipif(os.name == 'nt', reason='sends signals the POSIX way')
 SHORT = '--epochs 2 --seeds 1 --batch-size 32 --lr 0.1 --augment none --jobs 1'
 
 
@@ -272,19 +271,15 @@ def test_a_bad_study_file(here, tmp_path, text):
 # How it ends
 
 
-@posix
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_stopped(start, pictures, tmp_path, number):
+@pytest.mark.skipif(os.name == 'nt', reason='sends the signal the POSIX way')
+def test_ctrl_c_stops_the_command_and_its_workers(start, pictures, tmp_path):
     data = shlex.quote(str(pictures))
     process = start(f'compare --data {data} --variants bn,ln --epochs 400 --out out --jobs 2')
     end = time.monotonic() + 120
     while len(list(tmp_path.glob('out/runs/*/history.csv'))) < 2:
         assert time.monotonic() < end and process.poll() is None, process.communicate()
         time.sleep(0.05)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # Ctrl-C reaches the workers as well
-    else:
-        process.send_signal(number)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches the workers as well
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert 'the same command' in err and 'Traceback' not in err, err
@@ -308,10 +303,8 @@ def test_a_terminal_that_knows_no_dashes(normnotes, finished, tmp_path):
     assert '–' in (tmp_path / 'out/summary.md').read_text(encoding='utf-8')
 
 
-def test_help_and_version_answer_at_once(normnotes):
-    began = time.monotonic()
+def test_help_and_version(normnotes):
     code, out, _ = normnotes('--version')
     assert code == 0 and out.startswith('normnotes ')
     code, out, _ = normnotes('compare --help', COLUMNS='100')
     assert code == 0 and '--variants' in out and max(map(len, out.splitlines())) <= 100
-    assert time.monotonic() - began < 10
