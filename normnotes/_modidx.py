@@ -594,7 +594,6 @@ d = { 'settings': { 'branch': 'main',
                                     'normnotes.variants.Variant.slug': ('plots/variants.html#variant.slug', 'normnotes/variants.py'),
                                     'normnotes.variants._parse_penalty': ('plots/variants.html#_parse_penalty', 'normnotes/variants.py'),
                                     'normnotes.variants._parse_setting': ('plots/variants.html#_parse_setting', 'normnotes/variants.py'),
-                                    'normnotes.variants._shade': ('plots/variants.html#_shade', 'normnotes/variants.py'),
                                     'normnotes.variants._shade_of': ('plots/variants.html#_shade_of', 'normnotes/variants.py'),
                                     'normnotes.variants.number_text': ('plots/variants.html#number_text', 'normnotes/variants.py'),
                                     'normnotes.variants.variant_style': ('plots/variants.html#variant_style', 'normnotes/variants.py')}}}

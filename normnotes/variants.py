@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .core import check_choice
+from .look import mix
 from .sets import NORMS, norm_kind, parse_norm
 
 # %% ../nbs/plots/variants.ipynb #81d95ced
@@ -125,19 +126,12 @@ _PENALTY_STYLES: dict[str, tuple[Any, float]] = {  # line style, and shade: abov
     'l1+l2': ((0, (3, 1, 1, 1, 1, 1)), 0.5),
 }
 # for any other text
-_OTHER_COLORS = ['#332288', '#882255', '#44aa99', '#999933', '#aa4499', '#6699cc']
+_OTHER_COLORS = ['#56b4e9', '#882255', '#44aa99', '#999933', '#aa4499', '#6699cc']
 _OTHER_MARKERS = 'os^DvX'
 
 # %% ../nbs/plots/variants.ipynb #909df601
-def _shade(color: str, amount: float) -> str:
-    "The colour mixed with black (`amount` above 0) or with white (below 0)."
-    target = 0 if amount > 0 else 255
-    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return '#' + ''.join(f'{round(part + (target - part) * abs(amount)):02x}' for part in parts)
-
-
 def _shade_of(variant: Variant, strengths: list[float | bool]) -> float:
-    "How dark a variant is drawn: stronger penalties and more groups are darker."
+    "How much darker than its norm: stronger penalties and more groups make a variant darker."
     amount = sum(0.08 * math.log10(max(s, 1e-7) / 1e-4) for s in strengths if s is not True)
     if variant.groups:
         amount += 0.12 * (math.log2(variant.groups) - 1.5)
@@ -164,8 +158,10 @@ def variant_style(
     which = list(_PENALTY_STYLES).index('+'.join(given))
     linestyle, shade = _PENALTY_STYLES['+'.join(given)]
     shade += _shade_of(variant, list(given.values()))
+    shade = max(-0.5, min(0.5, shade))
+    norm = NORMS[variant.norm]
     return {
-        'color': _shade(NORMS[variant.norm].color, max(-0.5, min(0.5, shade))),
+        'color': mix(norm.color, 1 - abs(shade), '#000000' if shade > 0 else '#ffffff'),
         'linestyle': linestyle,
-        'marker': NORMS[variant.norm].markers[which],
+        'marker': norm.markers[which],
     }

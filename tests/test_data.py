@@ -447,7 +447,8 @@ def test_same_batches_on_the_gpu(aug):
 
 MEMORY = """
 import sys, torch
-from normnotes.data import Batches, load_data
+from normnotes.batches import Batches
+from normnotes.data import load_data
 data = load_data('mnist', sys.argv[1])
 for x, y in Batches(data.train, 128, data.mean, data.std, augment='eva6').epoch(0): pass
 print(next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')))

@@ -23,12 +23,13 @@ import torch
 from torch import nn
 
 from normnotes import plotting
-from normnotes.data import DataSet, Split
+from normnotes.batches import Split
+from normnotes.data import DataSet
+from normnotes.evaluation import Evaluation
 from normnotes.inside import record_activations, running_stats
 from normnotes.look import book_style, save_figure, separate_labels
 from normnotes.plotting import plot_accuracy, plot_misclassified, variant_style
 from normnotes.studies import STUDIES
-from normnotes.training import Evaluation
 
 VARIANTS = ['bn', 'bn+l1', 'bn+l2', 'bn+l1+l2', 'ln', 'gn', 'in', 'lnc', 'none']
 

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from normnotes.data import Batches, DataSet, load_data
+from normnotes.batches import Batches
+from normnotes.data import DataSet, load_data
+from normnotes.evaluation import evaluate
 from normnotes.models import Net
 from normnotes.penalties import l1_penalty, l2_penalty, penalized, percent_zero, soft_threshold_
-from normnotes.training import DivergedError, TrainConfig, evaluate, fit
+from normnotes.training import DivergedError, TrainConfig, fit
 
 SETTINGS = {
     'sgd': {'epochs': 4, 'batch_size': 32, 'l1': 1e-4, 'ema': 0.9, 'label_smoothing': 0.1},
