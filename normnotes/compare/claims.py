@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from .results import RUN_METRICS, Comparison, Results
+from .results import RUN_METRICS, Comparison, Results, is_correct
+from ..core import check_choice
 from ..variants import number_text
 
 # %% ../../nbs/compare/claims.ipynb #d0dd7f0c
@@ -23,13 +24,12 @@ def compare_with_number(
 ) -> Comparison:
     "A variant and a fixed number: seed by seed, and image by image if it is the test accuracy."
     differences = (results.values(metric)[variant] - number).dropna()
-    nets = [results.evaluations.get((variant, seed)) for seed in differences.index]
-    correct = [int((net.predictions == net.labels).sum()) for net in nets if net is not None]
+    keys = {(variant, seed) for seed in differences.index} & results.evaluations.keys()
+    right = [is_correct(results.evaluations[key]) for key in keys]
     p_images = math.nan
-    if metric == 'test_acc' and correct and 0 <= number <= 100:
-        hits = round(sum(correct) / len(correct))  # each image once, however many seeds
-        images = len(next(iter(results.evaluations.values())).labels)
-        p_images = float(stats.binomtest(hits, images, number / 100).pvalue)
+    if metric == 'test_acc' and right and 0 <= number <= 100:
+        hits = round(sum(r.sum() for r in right) / len(right))  # each image counts once
+        p_images = float(stats.binomtest(hits, len(right[0]), number / 100).pvalue)
     return Comparison(
         variant,
         number_text(number),
@@ -67,6 +67,9 @@ class Contrast:
     sign: str  # '>' or '<'
     right: tuple[str | float, ...]  # variants or numbers
     metric: str = 'test_acc'  # a name of `RUN_METRICS`
+
+    def __post_init__(self) -> None:
+        check_choice('sign', self.sign, ['>', '<'])
 
     def __str__(self) -> str:
         right = (v if isinstance(v, str) else number_text(v) for v in self.right)

@@ -10,9 +10,9 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,6 @@ def _data_name(data: str | os.PathLike[str]) -> str:
         return str(folder.resolve())
     raise unknown('data set', name, DATASETS, ', or the path of an image folder')
 
-
-def _refuse_repeats(what: str, values: Sequence[Any]) -> None:
-    if not values:
-        raise ValueError(f'a study needs {what}; give at least one')
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f'{value!r} appears twice in {what}; give it once')
-
 # %% ../../nbs/compare/design.ipynb #859cebfc
 @dataclass(frozen=True)
 class Study:
@@ -80,18 +72,19 @@ class Study:
         self._check()
 
     def _check(self) -> None:
-        _refuse_repeats('variants', self.variants)
-        _refuse_repeats('seeds', self.seeds)
         check_choice('model', self.model, MODELS)
-        for variant in {v for pair in self.pairs for v in pair}:
+        for what, values in {'variants': self.variants, 'seeds': self.seeds}.items():
+            if not values:
+                raise ValueError(f'a study needs {what}; give at least one')
+            if len(set(values)) < len(values):
+                raise ValueError(f'{what}={values}: give each once')
+        for variant in chain.from_iterable(self.pairs):
             check_choice('variant of a pair', variant, self.variants)
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
                 raise ValueError(f'seed {seed!r} is not allowed; use whole numbers >= 0')
         if not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', self.name):
-            raise ValueError(
-                f"study name {self.name!r}: use letters, digits, '-', '.', '_' and '/'"
-            )
+            raise ValueError(f"name {self.name!r}: use letters, digits, '-', '.', '_' and '/'")
         if any(getattr(self.train, key) for key in _NOT_SHARED):
             raise ValueError(
                 'l1, l2, seed and device are not shared by all runs; use Study(l1=..., l2=..., '
@@ -101,15 +94,12 @@ class Study:
         for variant in self.variants:
             net = Variant.parse(variant).model_norm, self.config(variant, self.seeds[0])
             if nets.setdefault(net, variant) != variant:
-                raise ValueError(
-                    f'{nets[net]!r} and {variant!r} are the same net; give one of them'
-                )
+                raise ValueError(f'{nets[net]!r} and {variant!r} are the same net; give one')
 
     @classmethod
     def for_data(
         cls,
-        data: str
-        | os.PathLike[str] = 'digits',  # a name that `load_data` knows, or an image folder
+        data: str | os.PathLike[str] = 'digits',  # a name, or the path of an image folder
         **changes: Any,  # fields of the study, or of its training settings
     ) -> 'Study':
         "The study of `normnotes compare`: the settings that suit a data set, and your changes."
