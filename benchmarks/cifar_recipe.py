@@ -39,7 +39,7 @@ Steps = tuple[str, ...]
 
 
 def shape(widths: tuple[int, ...], steps: Steps, small: Steps = (), last: Steps = ()) -> Arch:
-    "The assignment's shape: widths, and the steps behind the 3x3, the 1x1 and the last convolution."
+    "The assignment's shape: widths, steps behind the 3x3, the 1x1 and the last convolution."
     a, b, c, d, e, f = widths
     return Arch(
         {'C1': conv3x3(a, steps), 'C2': conv3x3(b, steps), 'c3': conv1x1(c, small)}

@@ -156,7 +156,7 @@ def _drop_few(x: Tensor, p: float, overwrite: bool) -> Tensor:
     count = x.numel()
     gaps = int(count * p + 10 * (count * p) ** 0.5 + 10)  # ten deviations above the usual number
     places = torch.empty(gaps, dtype=torch.int64).geometric_(p).cumsum(0) - 1
-    strides = torch.empty_like(x).stride()  # x's own where x fills its memory, in any order
+    strides = torch.empty_like(x, device='meta').stride()  # x's own where x fills its memory
     y: Tensor = _ScaleAndDrop.apply(x, places[places < count], 1 / (1 - p), strides, overwrite)
     return y
 

@@ -42,6 +42,7 @@ from .evaluation import Evaluation, evaluate
 from .penalties import l1_penalty, l2_penalty, penalized, soft_threshold_, warn_of_penalty
 
 _all_ = ['l1_penalty', 'Evaluation', 'evaluate']  # what comes with training
+from .devices import choose_device, precision
 
 # %% ../nbs/train/training.ipynb #81b02665
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -156,23 +157,6 @@ def make_optimizer(
     nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(groups, config.lr, config.momentum, nesterov=nesterov)
 
-# %% ../nbs/train/training.ipynb #ee415b67
-def _choose_device(name: str | None) -> torch.device:
-    if name is None and torch.cuda.is_available():
-        return torch.device('cuda')
-    if name is None and torch.backends.mps.is_available():
-        return torch.device('mps')
-    return torch.device(name or 'cpu')
-
-
-def _amp_choice(model: nn.Module, amp: str | None, cpu: bool) -> tuple[bool, torch.memory_format]:
-    "Whether to run in bf16, and how to store images: what is fastest on this device."
-    has_units = cpu and getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
-    bf16 = amp == 'bf16' or (amp == 'auto' and has_units)
-    slow = bf16 and any(isinstance(m, nn.GroupNorm) for m in model.modules())
-    # each pixel's channels side by side: the same sums in another order
-    return bf16, torch.channels_last if cpu and not slow else torch.contiguous_format
-
 # %% ../nbs/train/training.ipynb #156dd1d7
 class DivergedError(RuntimeError):
     "The loss is no longer a finite number."
@@ -252,7 +236,7 @@ class _Trainer:
     def __init__(self, model: nn.Module, data: DataSet, config: TrainConfig):
         self.model, self.data, self.config = model, data, config
         self.device = data.train.images.device
-        self.bf16, layout = _amp_choice(model, config.amp, self.device.type == 'cpu')
+        self.bf16, layout = precision(model, self.device, config.amp)
         _lay_out(model, data, layout)
         self.batches = Batches(
             data.train, config.batch_size, data.mean, data.std, config.augment, config.seed
@@ -337,6 +321,7 @@ class Run:
     model: nn.Module = field(repr=False)  # the trained model, in evaluation mode
     evaluation: Evaluation  # of the test images, after the last epoch
     seconds: float  # of all epochs together, testing included
+    bf16: bool = False  # whether it was trained in bf16, as `amp` asked or chose
 
 # %% ../nbs/train/training.ipynb #3c3d589e
 def fit(
@@ -350,7 +335,7 @@ def fit(
 ) -> Run:
     "Train a model, and test it after each epoch."
     kind, config = progress_kind(progress), config or TrainConfig()
-    device, epochs = _choose_device(config.device), config.epochs
+    device, epochs = choose_device(config.device), config.epochs
     model, data = model.to(device), data.to(device)
     trainer = _Trainer(model, data, config)
     keep = None if checkpoint is None else _open_checkpoint(checkpoint, model, data, config)
@@ -399,4 +384,5 @@ def fit(
     finally:
         bar.close()
         model.to(memory_format=torch.contiguous_format).eval().zero_grad()
-    return Run(history, config, model, evaluation, sum(row['seconds'] for row in history))
+    seconds = sum(row['seconds'] for row in history)
+    return Run(history, config, model, evaluation, seconds, trainer.bf16)

@@ -78,7 +78,8 @@ def _train(run: RunFolder, data: DataSet) -> list[str]:  # warnings
     arrays = {f.name: getattr(trained.evaluation, f.name).cpu().numpy() for f in fields(Evaluation)}
     write_arrays(run.path / 'evaluation.npz', arrays)
     save_model(model, run.path / 'weights.safetensors')
-    run.finish('done', ['history.csv', 'evaluation.npz', 'weights.safetensors'], images=images)
+    files = ['history.csv', 'evaluation.npz', 'weights.safetensors']
+    run.finish('done', files, images=images, bf16=trained.bf16)
     return [str(w.message) for w in caught if w.category is UserWarning]
 
 # %% ../../nbs/compare/running.ipynb #c7c1f96e
