@@ -1,10 +1,11 @@
-"""How the network and the recipe for CIFAR-10 were chosen: on 5,000 held-out training images, no test image is seen.
+"""How the network and the recipe for CIFAR-10 were chosen, on 5,000 held-out training images.
 
-    python benchmarks/cifar_recipe.py TRIAL ...           # one or more of the names below
-    python benchmarks/cifar_recipe.py TRIAL --data pictures/    # a folder train/CLASS/*, test/CLASS/*
+    python benchmarks/cifar_recipe.py TRIAL ...               # one or more of the names below
+    python benchmarks/cifar_recipe.py TRIAL --data pictures/  # train/CLASS/*, test/CLASS/*
 
-Each trial is one net with seed 0. It replaces its rows in nbs/results/cifar10-norms/trials.csv, a row per epoch, from
-which chapter 3 takes its numbers. Ten epochs of one trial take some six minutes on one core. Trials with fewer epochs
+No test image is seen. Each trial is one network with seed 0. It replaces its rows in
+nbs/results/cifar10-norms/trials.csv, a row per epoch, from which the chapter on the networks takes
+its numbers. Ten epochs of one trial take about six minutes on one core. Trials with fewer epochs
 in the table than planned were stopped when they had been decided.
 """
 

@@ -1,13 +1,14 @@
 """How fast are batches drawn from tensors, beside torchvision's DataLoader pipeline?
 
-    python benchmarks/loader_speed.py                    # made-up images of the size of MNIST: nothing to download
+    python benchmarks/loader_speed.py                    # made-up images of the size of MNIST
     python benchmarks/loader_speed.py --data mnist       # the real ones
     python benchmarks/loader_speed.py --out speed.json   # keep the figures
 
-Both sides draw whole epochs of the same images, with the same augmentation and normalization, in the same run, on the
-same cores (two, unless --cores says otherwise), taking turns. The DataLoader side is the usual one: one PIL image at a
-time through torchvision's transforms, in worker processes, collated into batches of 128. Workers stay alive between
-epochs, so their start is not counted.
+Both sides take turns and draw whole epochs of the same images in the same run, with the same
+augmentation and normalization, on the same cores (two, or as many as --cores says). The DataLoader
+side is the usual one: worker processes put one PIL image at a time through torchvision's
+transforms, and collate batches of 128. Workers stay alive between epochs, so their start does not
+count.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from normnotes.data import DataSet, load_data
 
 
 class Pictures(Dataset):
-    "The images of a split one by one, as PIL images put through transforms: what torchvision.datasets.MNIST does"
+    "The images of a split one by one, as torchvision.datasets.MNIST gives them."
 
     def __init__(self, split, transform):
         self.images = split.images.movedim(1, -1).squeeze(-1)
@@ -135,9 +136,8 @@ def main():
                 'ratio': slow / fast,
             }
         )
-        print(
-            f'{name:6} DataLoader {slow:6.2f} s, Batches {fast:6.3f} s an epoch: {slow / fast:.0f} times faster'
-        )
+        times = f'DataLoader {slow:6.2f} s, Batches {fast:6.3f} s an epoch'
+        print(f'{name:6} {times}: {slow / fast:.0f} times faster')
         del loader
     memory = peak_memory()
     if memory:

@@ -1,11 +1,11 @@
-"""What the inputs of a net's norms are made of while it learns, and whether two other norms fall as layer norm does.
+"""What the inputs of norms are made of while a network learns, and which other norms collapse.
 
     python benchmarks/norm_collapse.py trace      # step by step, one seed: trace.csv
     python benchmarks/norm_collapse.py controls   # ten seeds of each norm: controls.csv
-    python benchmarks/norm_collapse.py forks      # from the third epoch of that seed on, in ten orders: forks.csv
+    python benchmarks/norm_collapse.py forks      # from epoch three on, in ten orders: forks.csv
 
-On the embedded digits, with the settings of the study `norm-collapse`, beside whose results the tables are written.
-The trace and the forks take a minute each, the controls ten.
+Uses the embedded digits and the settings of the study `norm-collapse`, and writes its tables
+beside that study's results. The trace and the forks take a minute each, the controls ten.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STUDY = STUDIES['norm-collapse']
 
 
 class _Running(nn.Module):
-    "Something for each channel, taken from the batch in training and from a running average afterwards"
+    "A number per channel: of the batch in training, of a running average afterwards."
 
     def __init__(self, num_channels: int, start: float):
         super().__init__()
@@ -138,7 +138,7 @@ class Walker:
 
 
 def walk(walker: Walker, epochs: range) -> dict:
-    "Some epochs of training: the highest loss of a batch, the longest step beside the weights, the accuracy after it"
+    "Train some epochs: highest loss of a batch, longest step, accuracy afterwards."
     model, config, data = walker.model, walker.config, walker.data
     batches = Batches(
         data.train, config.batch_size, data.mean, data.std, config.augment, config.seed
@@ -162,7 +162,7 @@ def walk(walker: Walker, epochs: range) -> dict:
 
 
 def forks(seed: int) -> list[dict]:
-    "Layer norm for three epochs; then two more in ten orders: as it is, with its channels centred, at half the rate"
+    "Layer norm for three epochs, then two more in ten orders: plain, centred, at half the rate."
 
     def start(norm: str, order: int, variant: str = 'ln') -> Walker:
         config = STUDY.config(variant, order, device='cpu')

@@ -1,12 +1,13 @@
-"""Test the batch-norm nets of the study `batch-size` with other statistics than those they ran with.
+"""Test the batch-norm networks of the study `batch-size` with other statistics than their own.
 
     normnotes study batch-size --out runs/batch-size
     python benchmarks/store_study.py runs/batch-size nbs/results/batch-size --most 10
     python benchmarks/small_batches.py runs/batch-size
 
-For each net of a stored seed the test accuracy with its running statistics, with statistics computed anew from all
-training images, and with those of each batch of test images: as many as in training, and two. Writes statistics.csv
-beside the results of the study. Takes about ten minutes on a CPU. The data set is found as always ($NORMNOTES_DATA).
+For each network of a stored seed: its test accuracy with its running statistics, with statistics
+of all training images, and with those of each batch of test images (as many images as in training,
+and two). Writes statistics.csv beside the results of the study. Takes about ten minutes on a CPU.
+The data set is looked for in the usual folder ($NORMNOTES_DATA).
 """
 
 from __future__ import annotations

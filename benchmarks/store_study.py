@@ -1,13 +1,14 @@
-"""Keep of a study's folder what a page of the book needs, and nothing else.
+"""Keep what a page of the book needs of a study's folder, and nothing else.
 
     python benchmarks/store_study.py runs/mnist-norms nbs/results/mnist-norms
     python benchmarks/store_study.py runs/cifar10-norms nbs/results/cifar10-norms \\
         --as-data cifar10 --source 'CIFAR-10, a copy saved as JPEG'
 
-Takes the seeds that every variant has finished, complete or diverged, so that all differences stay paired; run it again
-when more are there. Writes study.json, results.csv, summary.csv, summary.md, mistakes.npz, and images.npz: the pixels
-of the test images that pages draw, which are the most confident and the first mistakes of each run and the images that
-all variants miss. The data set is found as always ($NORMNOTES_DATA).
+Takes the seeds that every variant has finished, complete or diverged, so that all differences stay
+paired. Run it again when more seeds are there. Writes study.json, results.csv, summary.csv,
+summary.md, mistakes.npz, and images.npz. The last has the pixels of the test images that pages
+draw: the most confident and the first mistakes of each run, and the images that all variants miss.
+The data set is looked for in the usual folder ($NORMNOTES_DATA).
 """
 
 from __future__ import annotations

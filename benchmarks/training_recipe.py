@@ -1,10 +1,11 @@
-"""How the learning rates of chapter 4 were chosen, and what its recipe for MNIST reaches.
+"""How the learning rates of the training chapter were chosen, and what its recipe reaches.
 
-    python benchmarks/training_recipe.py trials NAME ...    # 8 epochs, on 10,000 held-out images: no test image is seen
-    python benchmarks/training_recipe.py final SEED ...     # the recipe, 20 epochs, on the test images
+    python benchmarks/training_recipe.py trials NAME ...    # 8 epochs, 10,000 held-out images
+    python benchmarks/training_recipe.py final SEED ...     # the recipe, 20 epochs, test images
 
-Each run is added to nbs/results/training/recipe.json, from which chapter 4 takes its numbers.
-MNIST is found through `--data-dir` or $NORMNOTES_DATA. A run of 20 epochs takes some twelve minutes on one core.
+Each run is added to nbs/results/training/recipe.json, from which the chapter takes its numbers.
+MNIST is found through `--data-dir` or $NORMNOTES_DATA. A run of 20 epochs takes about twelve
+minutes on one core.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def record(kind: str, name: str, run: Run, out: Path) -> None:
         'config': run.config.to_dict(),
         'history': history,
         'seconds': round(run.seconds, 1),
-        'machine': f'{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}',
+        'machine': f'{platform.machine()}, {torch.get_num_threads()} thread(s), '
+        f'torch {torch.__version__}',
     }
     write_atomic(out, json.dumps(found, indent=1) + '\n')
     last = history[-1]

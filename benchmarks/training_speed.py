@@ -1,13 +1,13 @@
-"""How long an epoch of MNIST takes beside the plain loop of the published notebooks, and how long 99.2 % takes.
+"""How long does an epoch of MNIST take beside the plain loop, and how long do 99.2 % take?
 
-    python benchmarks/training_speed.py epoch               # one epoch each, in turns: ratios
-    python benchmarks/training_speed.py reach               # seconds until a test accuracy of 99.2 %
+    python benchmarks/training_speed.py epoch              # one epoch each, in turns: ratios
+    python benchmarks/training_speed.py reach              # seconds until a test accuracy of 99.2 %
 
-Both add what they find to nbs/results/training/speed.json, from which chapter 4 takes its figures. The plain loop is
-what five published notebooks share: torchvision's data set, transforms image by image in a `DataLoader` with two
-workers, one step after another, and a progress bar that reads the loss of every batch. Its recipe is theirs too:
-SGD with momentum 0.9 and the learning rate cut every few epochs.
-MNIST is found through `--data-dir` or $NORMNOTES_DATA.
+Both add what they find to nbs/results/training/speed.json, from which the training chapter takes
+its figures. The plain loop is what five published notebooks share: torchvision's data set,
+transforms image by image in a `DataLoader` with two workers, one step after another, and a
+progress bar that reads the loss of every batch. Its recipe is theirs too: SGD with momentum 0.9
+and the learning rate cut every few epochs. MNIST is found through `--data-dir` or $NORMNOTES_DATA.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def epoch(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def reach(args: argparse.Namespace) -> dict[str, Any]:
-    "Seconds until the test accuracy is at the target; `fit` gets so few epochs that its last one is there"
+    "Seconds until the test accuracy is at the target, which `fit` reaches in its last epoch."
     data = load_data('mnist', args.data_dir)
     found: dict[str, Any] = {}
     for name, amp in FITS.items():

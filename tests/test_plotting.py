@@ -1,4 +1,4 @@
-"""Figures on dark pages, in notebooks without pyplot, in loops and in files; and what is recorded for them."""
+"""Figures on dark pages, in notebooks without pyplot, in loops and in files."""
 
 import base64
 import gc
