@@ -25,8 +25,8 @@ from normnotes.batches import Batches
 from normnotes.core import seed_generator, write_atomic
 from normnotes.data import DataSet, load_data
 from normnotes.evaluation import evaluate
+from normnotes.inside import variance_parts
 from normnotes.models import Net
-from normnotes.plotting import variance_parts
 from normnotes.studies import STUDIES
 from normnotes.training import TrainConfig, fit, learning_rate, make_optimizer
 

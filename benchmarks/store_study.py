@@ -23,7 +23,7 @@ import numpy as np
 from normnotes.compare.folders import run_folders, write_arrays
 from normnotes.core import write_atomic
 from normnotes.data import DataSet, load_data
-from normnotes.plotting import missed_by_all, mistakes
+from normnotes.plotting import missed_by_all
 from normnotes.studies import Results, Variant, write_report
 
 
@@ -41,8 +41,8 @@ def drawn_images(kept: Results, data: DataSet, most: int) -> np.ndarray:
     chosen: set[int] = set()
     for evaluation in kept.evaluations.values():
         assert (evaluation.labels == data.test.labels).all(), 'these runs had other test images'
-        chosen.update(mistakes(evaluation)[:most])
-        chosen.update(mistakes(evaluation, 'index')[:10])
+        chosen.update(misclassified(evaluation)[:most])
+        chosen.update(misclassified(evaluation, 'index')[:10])
     everyone = {f'{variant} {seed}': e for (variant, seed), e in kept.evaluations.items()}
     able = {
         name: e for name, e in everyone.items() if e.accuracy > 50

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'ARCHS', 'MODELS', 'Layer', 'Arch', 'conv3x3', 'conv1x1', 'max_pool', 'global_avg_pool', 'norm_first',
-           'Dropout', 'ConvBlock', 'TableNet', 'Net', 'CifarNet', 'count_params', 'LayerInfo', 'ParamTable',
-           'param_table', 'save_model', 'load_model', 'make_model']
+           'ConvBlock', 'TableNet', 'Net', 'CifarNet', 'count_params', 'save_model', 'load_model', 'make_model']
 
 # %% ../nbs/train/models.ipynb #6b6a4d1b
 import os
@@ -14,13 +13,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import register_module_forward_hook
 
-from .core import check_choice, evaluating, pack, seed_generator, unpack, write_atomic
+from .core import check_choice, pack, seed_generator, unpack, write_atomic
+from .dropout import Dropout
 from .norms import InstanceNorm2d, make_norm
 
 # %% ../nbs/train/models.ipynb #a78da9c5
@@ -124,50 +123,6 @@ def norm_first(
 
 
 ARCHS |= {f'{name}-norm-first': norm_first(ARCHS[name]) for name in ('eva4', 'eva8')}
-
-# %% ../nbs/train/models.ipynb #d4d8fc93
-class _ScaleAndDrop(torch.autograd.Function):
-    "Multiply by `scale` and set the numbers at `places` of the memory to zero; gradients likewise."
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, *rest: Any) -> Tensor:
-        scale, strides, overwrite = ctx.rest = rest
-        ctx.save_for_backward(places)
-        if overwrite and x.stride() == strides and x._base is None:  # a view has other owners
-            ctx.mark_dirty(y := x)
-        else:
-            y = torch.empty_strided(x.shape, strides, dtype=x.dtype)
-        torch.mul(x, scale, out=y).as_strided((x.numel(),), (1,)).index_fill_(0, places, 0.0)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale, strides, overwrite = ctx.rest
-        overwrite = overwrite and not torch.is_grad_enabled()  # or a second derivative is lost
-        grad = _ScaleAndDrop.apply(grads[0], *ctx.saved_tensors, scale, strides, overwrite)
-        return grad, None, None, None, None
-
-
-@fx.wrap  # tools that trace a network keep it as one step
-def _drop_few(x: Tensor, p: float, overwrite: bool) -> Tensor:
-    "`nn.functional.dropout` for a small `p`."
-    if x.device.type != 'cpu' or torch.compiler.is_compiling():
-        return nn.functional.dropout(x, p)
-    count = x.numel()
-    gaps = int(count * p + 10 * (count * p) ** 0.5 + 10)  # ten deviations above the usual number
-    places = torch.empty(gaps, dtype=torch.int64).geometric_(p).cumsum(0) - 1
-    strides = torch.empty_like(x, device='meta').stride()  # x's own where x fills its memory
-    y: Tensor = _ScaleAndDrop.apply(x, places[places < count], 1 / (1 - p), strides, overwrite)
-    return y
-
-
-class Dropout(nn.Dropout):
-    "`nn.Dropout`, faster on the CPU for a small `p`; it may overwrite its input and gradient."
-
-    def forward(self, input: Tensor, overwrite: bool = False) -> Tensor:
-        if self.training and 0 < self.p <= 0.1 and not self.inplace:
-            return _drop_few(input, self.p, overwrite)
-        return super().forward(input)
 
 # %% ../nbs/train/models.ipynb #b339f533
 class ConvBlock(nn.Sequential):
@@ -326,88 +281,6 @@ class CifarNet(TableNet):
 def count_params(model: nn.Module) -> int:
     "The number of parameters. One that is used twice counts once."
     return sum(p.numel() for p in model.parameters())
-
-# %% ../nbs/train/models.ipynb #0609da7f
-class LayerInfo(NamedTuple):
-    "One line of a `ParamTable`."
-
-    name: str  # 'C1.conv'
-    kind: str  # 'Conv2d 3x3'
-    shape: tuple[int, ...]  # of the output for one image, without the batch
-    params: int  # parameters of the layer's own; 0 if counted in an earlier line
-    sees: tuple[int, ...]  # (height, width) of the receptive field; () where it is not known
-
-# %% ../nbs/train/models.ipynb #c-paramtable
-class ParamTable(list[LayerInfo]):
-    "The layers of a model in the order of use; it prints as a table."
-
-    def __repr__(self) -> str:
-        table = [['layer', 'kind', 'output', 'parameters', 'sees']]
-        for row in self:
-            shape, sees = (' x '.join(map(str, sizes)) for sizes in (row.shape, row.sees))
-            table.append([row.name, row.kind, shape, f'{row.params:,}', sees])
-        table.append(['total', '', '', f'{sum(row.params for row in self):,}', ''])
-        columns = [column for column in zip(*table, strict=True) if any(column[1:])]
-        for i, column in enumerate(columns):
-            pad, width = str.ljust if i < 2 else str.rjust, max(map(len, column))
-            columns[i] = tuple(pad(text, width) for text in column)
-        lines = ['  '.join(line).rstrip() for line in zip(*columns, strict=True)]
-        rule = '-' * len(lines[0])
-        return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-# %% ../nbs/train/models.ipynb #7388bd95
-def _fields(rows: dict[str, Layer], side: int) -> dict[str, int]:
-    "How many pixels of an image of this side a number of each row sees."
-    found, sees, jump = {}, 1, 1  # the jump is how far apart two neighbours are in the image
-    for name, row in rows.items():
-        size = side if row.kind == 'average' else row.size
-        side = (side + 2 * row.padding - size) // row.stride + 1
-        sees, jump = sees + (size - 1) * jump, jump * row.stride
-        found[name] = sees
-    return found
-
-
-def _kind(layer: nn.Module) -> str:
-    "The class of a layer, with the window of a convolution or pool."
-    size = getattr(layer, 'kernel_size', ())
-    sides = size if isinstance(size, tuple) else (size, size)
-    return f'{type(layer).__name__} {"x".join(map(str, sides))}'.strip()
-
-
-def param_table(
-    model: nn.Module,  # any module that takes a batch of images
-    input_shape: tuple[int, ...] | None = None,  # (C, H, W) of an image; a `Net` knows its own
-    depth: int | None = None,  # 1 for a line per row of a `Net`; None for a line per layer
-) -> ParamTable:
-    "Output shape and parameters of each layer, and for a `Net` its receptive field."
-    table, counted, fields = ParamTable(), set[nn.Parameter](), {}
-    if isinstance(model, TableNet):
-        input_shape = input_shape or model.input_shape
-        high, wide = (_fields(model.rows, side) for side in input_shape[1:])
-        fields = {name: (high[name], wide[name]) for name in model.rows}
-    if input_shape is None:
-        raise ValueError('param_table needs the shape of an image, as input_shape=(3, 224, 224)')
-    names = {layer: name.split('.') for name, layer in model.named_modules()}
-
-    def watch(layer: nn.Module, inputs: Any, output: Any) -> None:
-        if layer not in names or any(layer.children()):
-            return
-        name, kind = '.'.join(names[layer][:depth]), _kind(layer)
-        params = sum(p.numel() for p in layer.parameters() if p not in counted)
-        counted.update(layer.parameters())
-        if depth and table and table[-1].name == name:  # one line with the layer before
-            last = table.pop()
-            kind, params = f'{last.kind}, {kind}', last.params + params
-        sees = fields.get(names[layer][0], ())
-        table.append(LayerInfo(name, kind, tuple(output.shape[1:]), params, sees))
-
-    like = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
-    with torch.no_grad(), evaluating(model), register_module_forward_hook(watch):
-        model(image)
-    if elsewhere := count_params(model) - sum(row.params for row in table):
-        table.append(LayerInfo('(elsewhere)', '', (), elsewhere, ()))
-    return table
 
 # %% ../nbs/train/models.ipynb #460106dc
 def save_model(

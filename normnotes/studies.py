@@ -11,6 +11,7 @@ __all__ = ['Variant', 'Estimate', 'estimate', 'holm', 'mcnemar', 'sampling_error
 
 # %% ../nbs/compare/studies.ipynb #f1f1db8b
 from .compare.claims import Claim, Finding  # noqa: F401
+from .compare.comparison import RUN_METRICS, Comparison, Metric  # noqa: F401
 from .compare.design import DATASET_DEFAULTS, DEFAULT_LAMBDAS, Study  # noqa: F401
 from .compare.folders import COLUMNS, RunFolder, StudyError, find_studies, read_study  # noqa: F401
 from .compare.presets import CLAIMS, STUDIES, claims_table, get_studies  # noqa: F401
@@ -21,7 +22,7 @@ from normnotes.compare.reports import (  # noqa: F401
     to_markdown,
     write_report,
 )
-from .compare.results import RUN_METRICS, Comparison, Metric, Results  # noqa: F401
+from .compare.results import Results  # noqa: F401
 from .compare.running import default_jobs, run_study  # noqa: F401
 from normnotes.compare.statistics import (  # noqa: F401
     Estimate,

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import fx, nn
 
 from normnotes import models
-from normnotes.models import CifarNet, Dropout, Layer, Net, conv3x3, param_table
+from normnotes.dropout import Dropout
+from normnotes.models import CifarNet, Layer, Net, conv3x3
+from normnotes.summary import param_table
 
 pytestmark = pytest.mark.filterwarnings('ignore:instance norm right before')
 TABLE = {'A': conv3x3(4), 'B': conv3x3(4, add='A'), 'C': conv3x3(4, add='A')}

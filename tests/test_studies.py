@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from normnotes.compare import folders, running
+from normnotes.compare.comparison import RUN_METRICS
 from normnotes.compare.folders import read_study, run_folders
 from normnotes.compare.reports import to_markdown, write_report
-from normnotes.compare.results import RUN_METRICS, Results
+from normnotes.compare.results import Results
 from normnotes.compare.running import run_study
 from normnotes.studies import Study, StudyError
 from normnotes.training import TrainConfig

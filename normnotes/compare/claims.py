@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from .results import RUN_METRICS, Comparison, Results, is_correct
+from .comparison import RUN_METRICS, Comparison
+from .results import Results, is_correct
 from ..core import check_choice
 from ..variants import number_text
 

@@ -10,9 +10,10 @@ from itertools import combinations
 from pathlib import Path
 
 from .claims import Claim, Contrast, Finding
+from .comparison import RUN_METRICS
 from .design import Study
 from .folders import differences
-from .results import RUN_METRICS, Results
+from .results import Results
 from ..core import unknown
 from ..training import TrainConfig
 from ..variants import number_text
