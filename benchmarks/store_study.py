@@ -23,7 +23,7 @@ import numpy as np
 from normnotes.compare.folders import run_folders, write_arrays
 from normnotes.core import write_atomic
 from normnotes.data import DataSet, load_data
-from normnotes.plotting import missed_by_all
+from normnotes.plotting import misclassified, missed_by_all
 from normnotes.studies import Results, Variant, write_report
 
 
