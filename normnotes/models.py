@@ -75,7 +75,7 @@ def global_avg_pool() -> Layer:  # a row `GAP`
     return Layer('average')
 
 # %% ../nbs/train/models.ipynb #8e22c18e
-BLOCK = ('relu', 'norm', 'drop')
+BLOCK = ('relu', 'norm', 'drop')  # the steps behind a 3x3 convolution of the published networks
 ARCHS = {  # the tables of the networks, by name
     'eva4': Arch(
         {'C1': conv3x3(10), 'C2': conv3x3(16), 'c3': conv1x1(10), 'P1': max_pool()}

@@ -91,7 +91,7 @@ _ROWS: list[tuple[Any, ...]] = [  # the fields of `NormKind`, a norm a line
     ),
     ('none', 'none', PALETTE['grey'], ('X', (6, 1, 0), (6, 2, 0), 'h'), '', None),
 ]
-NORMS = {row[0]: NormKind(*row) for row in _ROWS}
+NORMS = {row[0]: NormKind(*row) for row in _ROWS}  # every norm of the book, by its short name
 
 # %% ../nbs/normalization/sets.ipynb #f4e5ee6d
 def norm_kind(
@@ -180,8 +180,7 @@ def count_sets(
     return int(stat_sets(kind, shape, groups).max()) + 1 if has_sets else 0
 
 # %% ../nbs/normalization/sets.ipynb #b3f7ef0d
-# sixteen light colours on which black can be read; the first nine are Paul Tol's "light" scheme
-TINTS = (
+TINTS = (  # sixteen light colours under black text; the first nine are Paul Tol's
     '#77AADD #EE8866 #EEDD88 #44BB99 #FFAABB #99DDFF #BBCC33 #DDDDDD '
     '#BBA0E0 #D9B38C #A8E0A0 #F2C14E #9CB4B8 #E8A0D8 #C2D8F2 #B8B060'
 ).split()

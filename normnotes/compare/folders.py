@@ -44,8 +44,10 @@ def writing_to(where: Path) -> Iterator[None]:
         ) from None
 
 # %% ../../nbs/compare/folders.ipynb #ba537eb3
-COLUMNS = 'variant,seed,epoch,train_loss,train_acc,penalty,test_loss,test_acc,lr,seconds'.split(',')
-COLUMN_TYPES = dict.fromkeys(COLUMNS, 'float64') | {
+COLUMNS = (  # of results.csv: a row per variant, seed and epoch
+    'variant seed epoch train_loss train_acc penalty test_loss test_acc lr seconds'
+).split()
+COLUMN_TYPES = dict.fromkeys(COLUMNS, 'float64') | {  # as pandas reads them
     'variant': 'object',
     'seed': 'int64',
     'epoch': 'int64',

@@ -26,7 +26,10 @@ from ..training import Run
 from ..variants import variant_style
 
 # %% ../../nbs/plots/misclassified.ipynb #4816904f
-ORDERS = {'confident': 'most confident first', 'index': 'in the order of the test set'}
+ORDERS = {  # how mistakes can be ordered
+    'confident': 'most confident first',
+    'index': 'in the order of the test set',
+}
 
 
 def _evaluation(results: Evaluation | Run, data: DataSet | None = None) -> Evaluation:
