@@ -1,0 +1,201 @@
+"""The playground: its network against torch in Node, and the page in a browser."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from normnotes.norms import make_norm
+from normnotes.sets import NORMS
+
+NBS = Path(__file__).resolve().parent.parent / 'nbs'
+HOME = NBS / 'learn'
+WIDTH, GROUPS, MOMENTUM, RATE, STEPS = 12, 3, 0.3, 0.003, 20
+
+SCRIPT = """
+import {StackNet} from './network.mjs';
+import fs from 'fs';
+const cases = JSON.parse(fs.readFileSync('cases.json'));
+console.log(JSON.stringify(cases.map(({options, values, images, labels, rate, steps}) => {
+  const net = new StackNet({...options, Numbers: Float64Array});
+  net.parameters.forEach((p, i) => p.value.set(values[i]));
+  const x = Float64Array.from(images), y = Int32Array.from(labels);
+  const logits = net.forward(x, y.length, true), grad = new Float64Array(logits.length);
+  net.loss(logits, y, grad);
+  net.backward(grad);
+  const first = {logits: [...logits], grads: net.parameters.map(p => [...p.grad])};
+  net.update(rate);
+  for (let step = 1; step < steps; step++) net.step(x, y, rate);
+  const running = net.layers.map(({norm}) =>
+    norm?.runningMean ? [...norm.runningMean, ...norm.runningVar] : []);
+  const inUse = [...net.forward(x, y.length, false)];
+  return {...first, end: net.parameters.map(p => [...p.value]), running, inUse};
+})));
+"""
+
+
+class Stack(nn.Module):
+    "The network of the playground, written with torch."
+
+    def __init__(self, norm, depth, residual):
+        super().__init__()
+        more = {'groups': GROUPS} if norm == 'gn' else {}
+        more |= {'momentum': MOMENTUM} if norm == 'bn' else {}
+        self.residual = residual
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for i in range(depth):
+            from_, stride = (WIDTH, 1) if i else (1, 2)
+            self.convs.append(nn.Conv2d(from_, WIDTH, 3, stride, 1, bias=norm == 'none'))
+            self.norms.append(make_norm(norm, WIDTH, **more))
+        self.head = nn.Linear(WIDTH, 10)
+
+    def forward(self, x):
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(x)).relu()
+            x = x + y if self.residual and i else y
+        return self.head(x.mean((2, 3)))
+
+    def in_order(self):
+        "The parameters in the order of the playground: layer by layer, then the head."
+        pairs = zip(self.convs, self.norms, strict=True)
+        return [p for pair in pairs for part in pair for p in part.parameters()] + list(
+            self.head.parameters()
+        )
+
+
+@pytest.fixture
+def node():
+    if (found := shutil.which('node')) is None:
+        pytest.skip('no Node on the PATH')
+    return found
+
+
+def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
+    generator, nets, cases = torch.Generator().manual_seed(0), [], []
+    kinds = ['none', 'bn', 'ln', 'gn', 'in', 'rms']
+    for norm, residual, depth in itertools.product(kinds, [False, True], [2, 5, 8]):
+        net = Stack(norm, depth, residual).double()
+        for p in net.parameters():
+            spread, centre = (0.12, 0.0) if p.ndim > 1 else (0.5, 1.0)
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.data = spread * noise + centre
+        n = int(torch.randint(1, 9, (), generator=generator))
+        x = torch.rand(n, 1, 8, 8, generator=generator, dtype=torch.float64)
+        y = torch.randint(0, 10, (n,), generator=generator)
+        nets.append((net, x, y))
+        options = {'norm': norm, 'groups': GROUPS, 'depth': depth, 'residual': residual}
+        cases.append(
+            {
+                'options': options | {'momentum': MOMENTUM},
+                'values': [p.flatten().tolist() for p in net.in_order()],
+                'images': x.flatten().tolist(),
+                'labels': y.tolist(),
+                'rate': RATE,
+                'steps': STEPS,
+            }
+        )
+    shutil.copy(HOME / 'network.js', tmp_path / 'network.mjs')
+    (tmp_path / 'cases.json').write_text(json.dumps(cases), encoding='utf-8')
+    (tmp_path / 'run.mjs').write_text(SCRIPT, encoding='utf-8')
+    options = {'cwd': tmp_path, 'capture_output': True, 'text': True, 'timeout': 120}
+    done = subprocess.run([node, 'run.mjs'], **options)
+    assert done.returncode == 0, done.stderr
+
+    def same(found, expected):
+        found = torch.tensor(found, dtype=torch.float64)
+        expected = expected.detach().flatten()
+        atol = 1e-9 * float(expected.abs().max()) + 1e-15
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=atol)
+
+    for (net, x, y), found in zip(nets, json.loads(done.stdout), strict=True):
+        optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9)
+        for step in range(STEPS):
+            logits = net(x)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, y).backward()
+            if step == 0:
+                same(found['logits'], logits)
+                for mine, p in zip(found['grads'], net.in_order(), strict=True):
+                    same(mine, p.grad)
+            optimizer.step()
+        for mine, p in zip(found['end'], net.in_order(), strict=True):
+            same(mine, p)
+        for mine, norm in zip(found['running'], net.norms, strict=True):
+            if mine:
+                same(mine, torch.cat([norm.running_mean, norm.running_var]))
+        same(found['inUse'], net.eval()(x))
+
+
+def test_norms_are_those_of_the_book_and_groups_must_divide(node, tmp_path):
+    for name in ('network.js', 'playground.js'):
+        text = (
+            (HOME / name).read_text(encoding='utf-8').replace("'./network.js'", "'./network.mjs'")
+        )
+        (tmp_path / name.replace('.js', '.mjs')).write_text(text, encoding='utf-8')
+    (tmp_path / 'run.mjs').write_text(
+        """
+        import {NAMES, PRESETS, parse, address, withPreset} from './playground.mjs';
+        import {StackNet} from './network.mjs';
+        let message = '';
+        try { new StackNet({norm: 'gn', groups: 5}); } catch (error) { message = error.message; }
+        const there = Object.keys(PRESETS).every(name => {
+          const state = withPreset(name);
+          return JSON.stringify(parse('#' + address(state))) === JSON.stringify(state);
+        });
+        const odd = parse('#A.norm=xyz&A.depth=99&B.rate=0&seed=7');
+        console.log(JSON.stringify({NAMES, message, there, odd}));
+        """,
+        encoding='utf-8',
+    )
+    done = subprocess.run([node, 'run.mjs'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for kind, (_, color) in found['NAMES'].items():
+        assert color == NORMS[kind].color
+    assert '5' in found['message'] and '12 channels' in found['message']
+    assert found['there']  # an address holds the whole state
+    assert found['odd']['seed'] == 7 and found['odd']['A']['depth'] == 4
+
+
+@pytest.fixture(scope='module')
+def site(serve, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('playground')
+    cells = json.loads((HOME / 'playground.ipynb').read_text(encoding='utf-8'))['cells']
+    text = '\n'.join(''.join(cell['source']) for cell in cells)
+    block = re.search(r'<link.*?</script>', text, flags=re.S)[0]
+    for name in re.findall(r'\b\w+\.(?:js|css)\b', 'network.js worker.js digits.js ' + block):
+        shutil.copy(HOME / name, folder)
+    (folder / 'page.html').write_text(
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Playground</title>'
+        '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">'
+        '</head><body style="margin: 8px; font: 16px sans-serif">'
+        f'{block}<div id="experiments"></div></body></html>',
+        encoding='utf-8',
+    )
+    return serve(folder) + '/page.html'
+
+
+@pytest.mark.parametrize('width', [360, 1280])
+def test_a_preset_does_what_its_name_says(chromium, site, width):
+    context = chromium.new_context(viewport={'width': width, 'height': 844})
+    page, faults = context.new_page(), []
+    page.on('console', lambda m: faults.append(m.text) if m.type in ('error', 'warning') else None)
+    page.on('pageerror', lambda error: faults.append(str(error)))
+    page.goto(f'{site}#preset=the%20rate%20kills%20it')
+    page.get_by_label('speed').select_option('fast')
+    page.get_by_role('button', name='Play').press('Enter')
+    status = page.locator('.pg-status')
+    status.nth(0).locator('strong').wait_for(timeout=120_000)  # A is dead, and the page says so
+    words = "document.querySelectorAll('.pg-status')[1].textContent"
+    page.wait_for_function(f'/test [5-9]\\d/.test({words})', timeout=120_000)  # B learns
+    page.get_by_role('button', name='Pause').click()
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert faults == []
+    context.close()
