@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -248,10 +249,10 @@ def _list(args: argparse.Namespace) -> int:
     found = get_studies(args.target) if args.target else list(STUDIES.values())
     if args.target or args.json:
         return _end(argparse.Namespace(json=True), [s.to_dict() for s in found], [])
-    for study in found:
-        shown = ', '.join(study.variants[:6])
-        more = f', ... ({len(study.variants)} in all)' if len(study.variants) > 6 else ''
-        print(f'{study.name}\n    {study.note}\n    {study.model} on {study.data}: {shown}{more}')
+    for s in found:
+        about = f'{s.model} on {s.data}, {len(s.seeds)} seeds, {s.train.epochs} epochs'
+        shown = textwrap.shorten(', '.join(s.variants), 90, placeholder=' ...')
+        print(f'{s.name}\n    {s.note}\n    {about}\n    {shown}')
     return 0
 
 # %% ../nbs/use/cli.ipynb #6bbe35da
