@@ -14,7 +14,8 @@ NAMES = {
     'surgery': 'swap_norms recompute_stats fold_batchnorm',
     'augment': 'Augment AUGMENTS augment',
     'data': 'load_data load_if_cached DATASETS DataSet Split Batches normalize',
-    'models': 'Net CifarNet MODELS make_model count_params param_table save_model load_model',
+    'models': 'Net CifarNet MODELS make_model count_params save_model load_model',
+    'summary': 'param_table',
     'penalties': 'l1_penalty l2_penalty soft_threshold_ percent_zero layer_sparsity',
     'training': 'TrainConfig fit evaluate l1_penalty Evaluation Run DivergedError',
     'plotting': 'plot_curves plot_misclassified plot_seeds plot_differences plot_sweep',
@@ -54,7 +55,6 @@ def test_a_layer_takes_the_arguments_of_torch(name):
 
 
 def test_the_command_its_subcommands_and_the_columns_of_its_table():
-    columns = importlib.import_module('normnotes.compare.folders').COLUMNS
-    assert ','.join(columns) == COLUMNS
+    assert ','.join(importlib.import_module('normnotes.studies').COLUMNS) == COLUMNS
     assert all(cli.main([c, '--help']) == 0 for c in 'compare study studies report data'.split())
     assert cli.main(['no-such-command']) == 2
