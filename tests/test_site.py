@@ -14,7 +14,6 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVIEST = 1.5e6  # bytes of a page with its pictures
 STAGE = """
 from nbdev.serve import proc_nbs
 
@@ -223,7 +222,7 @@ def faults(docs: Path, address: str) -> list[str]:
                 found.append(f'{name}: {target} leads to no anchor')
             elif target in page.sources and not there.startswith('site_libs/'):
                 weight += (docs / there).stat().st_size
-        if weight > HEAVIEST:
+        if weight > 1.5e6:  # bytes, with pictures
             found.append(f'{name}: {weight / 1e6:.2f} MB')
         found += [f'{name}: no alternative text: {tag[:80]}' for tag in page.bare]
         leaks = rf'^#\|.*|Traceback \(most recent|\w*Warning: .*|\]\(https?://.*|{PRIVATE}|#LNone'
