@@ -77,7 +77,8 @@ def _train(run: RunFolder, data: DataSet) -> list[str]:  # warnings
     run.write_history(trained.history)
     arrays = {f.name: getattr(trained.evaluation, f.name).cpu().numpy() for f in fields(Evaluation)}
     write_arrays(run.path / 'evaluation.npz', arrays)
-    save_model(model, run.path / 'weights.safetensors')
+    about = {'mean': data.mean, 'std': data.std, 'classes': data.classes}
+    save_model(model, run.path / 'weights.safetensors', **about)
     files = ['history.csv', 'evaluation.npz', 'weights.safetensors']
     run.finish('done', files, images=images, bf16=trained.bf16)
     return [str(w.message) for w in caught if w.category is UserWarning]
