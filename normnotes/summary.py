@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from .core import evaluating
-from .models import Layer, TableNet, count_params
+from .models import Layer, count_params
 
 # %% ../nbs/train/summary.ipynb #0609da7f
 class LayerInfo(NamedTuple):
@@ -69,12 +69,13 @@ def param_table(
 ) -> ParamTable:
     "Output shape and parameters of each layer, and for a `Net` its receptive field."
     table, counted, fields = ParamTable(), set[nn.Parameter](), {}
-    if isinstance(model, TableNet):
-        input_shape = input_shape or model.input_shape
-        high, wide = (_fields(model.rows, side) for side in input_shape[1:])
-        fields = {name: (high[name], wide[name]) for name in model.rows}
+    rows: Any = getattr(model, 'rows', {})  # a network of the book is a table of rows
+    input_shape = input_shape or getattr(model, 'input_shape', None)
     if input_shape is None:
         raise ValueError('param_table needs the shape of an image, as input_shape=(3, 224, 224)')
+    if rows:
+        high, wide = (_fields(rows, side) for side in input_shape[1:])
+        fields = {name: (high[name], wide[name]) for name in rows}
     names = {layer: name.split('.') for name, layer in model.named_modules()}
 
     def watch(layer: nn.Module, inputs: Any, output: Any) -> None:
