@@ -128,7 +128,8 @@ def pack(
     plain = torch.contiguous_format
     tensors = {k: t.detach().cpu().clone(memory_format=plain) for k, t in tensors.items()}
     text = json.dumps(info)
-    return save(tensors, {'normnotes': text, 'sha256': _sum_of(tensors, text)})
+    # one entry: several would come in any order, and the same file would have other bytes
+    return save(tensors, {'normnotes': f'{_sum_of(tensors, text)} {text}'})
 
 # %% ../nbs/ground/core.ipynb #462fc451
 def unpack(
@@ -143,12 +144,14 @@ def unpack(
     except SafetensorError as error:
         raise ValueError(f'it is cut short or not a safetensors file ({error})') from error
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
-    about = header.get('__metadata__', {})
-    if 'normnotes' not in about:
+    text = header.get('__metadata__', {}).get('normnotes')
+    if text is None:
         raise ValueError('it holds tensors, but nothing from normnotes about them')
-    if about.get('sha256') not in (None, _sum_of(tensors, about['normnotes'])):
-        raise ValueError('its checksum does not match')
-    return tensors, json.loads(about['normnotes'])
+    if not text.startswith('{'):  # the networks stored with the first results have no checksum
+        given, _, text = text.partition(' ')
+        if given != _sum_of(tensors, text):
+            raise ValueError('its checksum does not match')
+    return tensors, json.loads(text)
 
 # %% ../nbs/ground/core.ipynb #947a3d80
 @contextmanager
