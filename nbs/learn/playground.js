@@ -72,7 +72,7 @@ export function diagnosis(failed, options) {
   const help = options.norm === 'none' ? `${calmer}, or a norm` : calmer;
   return {
     loss: ['Diverged: the loss is not a number any more.', `Try ${help}.`],
-    dead: [`Dead: layer ${failed.layer} puts out zeros for every image, so no gradient passes it.`, `Reset and try ${help}.`],
+    dead: [`Dead: layer ${failed.layer} outputs zero for every image, so no gradient passes it.`, `Reset and try ${help}.`],
     constant: ['Constant: every image gets the same answer.', `Try ${help}${options.init === 'he' ? '' : ', or He initialization'}.`],
     use: ['Evaluation mode is far off: the running statistics do not fit the network.',
       'Train on with a lower rate, or raise the momentum of the running statistics.'],
