@@ -27,11 +27,10 @@ from torch import Tensor, nn
 # %% ../nbs/ground/core.ipynb #a84e764b
 def listed(
     words: Iterable[Any],  # what may be chosen
-    last: str = 'or',  # the word before the last one
 ) -> str:
     "The words as a sentence lists them: `'a', 'b' or 'c'`."
     *first, end = map(repr, words)
-    return f'{", ".join(first)} {last} {end}' if first else end
+    return f'{", ".join(first)} or {end}' if first else end
 
 # %% ../nbs/ground/core.ipynb #d817f13f
 def unknown(

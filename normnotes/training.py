@@ -88,7 +88,7 @@ class TrainConfig:
     penalize: str = 'weights'  # what L1 and L2 act on: 'weights', or 'all' parameters
     label_smoothing: float = 0.0  # the share of each label spread over all classes
     ema: float = 0.0  # per step, how much of the averaged weights is kept; 0 is no average
-    amp: str | None = None  # 'bf16': autocast; 'auto': on processors with bf16 matrix units
+    amp: str | None = None  # 'bf16': autocast; 'auto': where `precision` says so
     compile: bool | str = 'auto'  # torch.compile; 'auto': on CUDA, for 5,000 steps or more
     augment: str | Augment = 'light'  # a name of `AUGMENTS`, or an `Augment`
     seed: int = 0  # of order, augmentation and dropout

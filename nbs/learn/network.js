@@ -323,6 +323,7 @@ export class StackNet {
       if (!layer.output || layer.output.length !== y.length) {
         layer.output = new Numbers(y.length);
         layer.gradOutput = new Numbers(y.length);
+        layer.throughRelu = new Numbers(y.length);
       }
       const skip = residual && i > 0 ? x : null;
       for (let j = 0; j < y.length; j++) layer.output[j] = (y[j] > 0 ? y[j] : 0) + (skip ? skip[j] : 0);
@@ -380,8 +381,7 @@ export class StackNet {
       last.gradOutput.fill(gradMeans[i * width + c] / pixels, (c * n + i) * pixels, (c * n + i + 1) * pixels);
     }
     for (let i = this.layers.length - 1; i >= 0; i--) {
-      const layer = this.layers[i], grad = layer.gradOutput, through = layer.throughRelu ??= new Numbers(0);
-      if (through.length !== grad.length) layer.throughRelu = new Numbers(grad.length);
+      const layer = this.layers[i], grad = layer.gradOutput;
       for (let j = 0; j < grad.length; j++) layer.throughRelu[j] = layer.before[j] > 0 ? grad[j] : 0;
       const gradZ = layer.norm ? layer.norm.backward(layer.throughRelu) : layer.throughRelu;
       const gradX = layer.conv.backward(gradZ, i > 0);

@@ -309,7 +309,7 @@ export function mount(root) {
       worker.postMessage({type: 'look', image: chosen});
     }});
     return {canvases, root: element('div', {className: 'pg-views'},
-      fold('Layer by layer', 'One bar per layer, from the image to the answer, on a logarithmic scale: how widely its outputs are spread, how widely the gradients that reach it are spread, and how far one step moves its weights, as a share of their size. About a thousandth is healthy.',
+      fold('Layer by layer', 'One bar per layer, from the image to the answer, on a logarithmic scale: how widely its outputs are spread, how widely the gradients that reach it are spread, and how far one step moves its weights, as a share of their size.',
         pair('layers', 'Spread of activations, spread of gradients and update of each layer')),
       fold('Running statistics against true ones', 'One dot per channel, for batch norm. On the diagonal the running mean (dot) and standard deviation (ring) are what the training images have now.',
         pair('statistics', 'Running against true statistics')),
