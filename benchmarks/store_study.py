@@ -78,10 +78,11 @@ def main() -> None:
     args = parser.parse_args()
 
     results = Results.load(args.runs)
-    kept, data = whole_seeds(results, args.as_data), load_data(results.study.data)
+    kept = whole_seeds(results, args.as_data)
+    data = results.study.see(load_data(results.study.data))
     made = results.made_with | {'data': args.source or data.source}
     args.stored.mkdir(parents=True, exist_ok=True)
-    about = {'study': kept.study.to_dict(), 'made_with': made}
+    about = {'study': kept.study.to_dict(), 'made_with': made, 'images': data.checksum}
     write_atomic(args.stored / 'study.json', json.dumps(about, indent=1) + '\n')
     write_report(kept, args.stored, figures=False)
     image = drawn_images(kept, data, args.most)

@@ -154,7 +154,7 @@ def _check_study(study: Any, changes: dict[str, Any]) -> None:
     variants = [Variant.parse(v) for v in study.variants]
     for variant in variants:
         try:
-            make_model(study.model, variant.model_norm)
+            make_model(study.model, variant.model_norm, **study.model_options(variant))
         except ValueError as error:
             raise ValueError(f"variant '{variant}': {error}") from None
     for key in ('l1', 'l2'):
@@ -275,6 +275,7 @@ def _report(args: argparse.Namespace) -> int:
             continue
         try:
             data = load_if_cached(results.study.data, args.data_dir)
+            data = data and results.study.see(data)
             files = write_report(results, data=data)
         except _FAILURES as error:  # the table is still printed
             failures.append(str(error))

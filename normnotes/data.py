@@ -143,19 +143,22 @@ def enlarge_digits(
     return ((2 * 255 * sums + whole) // (2 * whole)).clamp(0, 255).to(torch.uint8)[:, None]
 
 # %% ../nbs/train/data.ipynb #0220ea3e
-def _read_digits(folder: Path, download: bool) -> DataSet:
+def _read_digits(folder: Path, download: bool, small: bool = False) -> DataSet:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     labels = torch.as_tensor(raw.target, dtype=torch.int64)
-    everything = Split(enlarge_digits(torch.from_numpy(raw.images)), labels)
+    digits = torch.from_numpy(raw.images)
+    images = (15 * digits).to(torch.uint8)[:, None] if small else enlarge_digits(digits)
+    everything = Split(images, labels)
     hashes = [core.checksum(f'normnotes digits {i}') for i in range(len(labels))]
     ranked = torch.tensor(sorted(range(len(labels)), key=hashes.__getitem__))
     test = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(10):
         test[ranked[labels[ranked] == digit][:50]] = True
-    source = "scikit-learn's handwritten digits of 8x8 pixels, enlarged"
-    return DataSet.of('digits', everything[~test], everything[test], map(str, range(10)), source)
+    name, more = ('digits8', '') if small else ('digits', ', enlarged')
+    source = f"scikit-learn's handwritten digits of 8x8 pixels{more}"
+    return DataSet.of(name, everything[~test], everything[test], map(str, range(10)), source)
 
 # %% ../nbs/train/data.ipynb #65a4733b
 def _read_torchvision(name: str, kind: str, folder: Path, download: bool) -> DataSet:
@@ -191,6 +194,7 @@ def _torchvision_spec(name: str, kind: str) -> DatasetSpec:
 # %% ../nbs/train/data.ipynb #4593e230
 DATASETS = {  # what `load_data` knows by name
     'digits': DatasetSpec(_read_digits),
+    'digits8': DatasetSpec(partial(_read_digits, small=True)),  # for `StackNet`
     'mnist': _torchvision_spec('mnist', 'MNIST'),
     'fashion-mnist': _torchvision_spec('fashion-mnist', 'FashionMNIST'),
     'cifar10': _torchvision_spec('cifar10', 'CIFAR10'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'ARCHS', 'MODELS', 'Layer', 'Arch', 'conv3x3', 'conv1x1', 'max_pool', 'global_avg_pool', 'norm_first',
-           'ConvBlock', 'TableNet', 'Net', 'CifarNet', 'count_params', 'save_model', 'load_model', 'make_model']
+           'ConvBlock', 'TableNet', 'Net', 'CifarNet', 'count_params', 'StackNet', 'save_model', 'load_model',
+           'make_model']
 
 # %% ../nbs/train/models.ipynb #6b6a4d1b
 import os
@@ -34,7 +35,8 @@ class Layer:
     padding: int = 0  # border of zeros on every side
     bias: bool = False  # whether the convolution adds a number to each channel
     steps: tuple[str, ...] = ()  # behind a convolution, in order: 'relu', 'norm', 'drop', 'drop2d'
-    add: str = ''  # an earlier row, whose output is added right after the norm
+    add: str = ''  # an earlier row, whose output is added
+    add_after: str = 'norm'  # the step behind which it is added
 
 # %% ../nbs/train/models.ipynb #c-arch
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ ARCHS |= {f'{name}-norm-first': norm_first(ARCHS[name]) for name in ('eva4', 'ev
 class ConvBlock(nn.Sequential):
     "A convolution and the steps that follow it, by name: conv, norm, relu, drop."
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:  # adds `skip` to the norm
+    add_after = 'norm'
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:  # `skip`: an earlier row
         before: Any = None
         for name, step in self.named_children():
             if isinstance(step, Dropout):
@@ -137,22 +141,30 @@ class ConvBlock(nn.Sequential):
                 x = step(x, overwrite=norm and not before._forward_hooks)
             else:
                 x = step(x)
-            if name == 'norm' and skip is not None:
+            if name == self.add_after and skip is not None:
                 x = x + skip
             before = step
         return x
 
 # %% ../nbs/train/models.ipynb #e5388599
-def _conv2d(num_in: int, num_out: int, row: Layer, generator: torch.Generator) -> nn.Conv2d:
-    "A convolution whose weights have torch's usual distribution but are drawn from `generator`."
+def _conv2d(
+    num_in: int, num_out: int, row: Layer, generator: torch.Generator, init: str
+) -> nn.Conv2d:
+    "A convolution whose weights are drawn from `generator`: as torch draws them, or as He et al."
     window = row.size, row.stride, row.padding
     layer = nn.Conv2d(num_in, num_out, *window, bias=row.bias, device='meta')
     layer = layer.to_empty(device=torch.get_default_device())
-    bound = (num_in * row.size**2) ** -0.5
+    fan_in = num_in * row.size**2
     with torch.no_grad():
         for tensor in layer.parameters():
             values = torch.empty(tensor.shape, dtype=torch.float32, device='cpu')
-            tensor.copy_(values.uniform_(-bound, bound, generator=generator))
+            if init == 'torch':
+                values.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+            elif tensor is layer.bias:
+                values.zero_()
+            else:
+                values.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            tensor.copy_(values)
     return layer
 
 # %% ../nbs/train/models.ipynb #c-makelayer
@@ -166,19 +178,27 @@ def _make_layer(
     if row.kind == 'average':
         return nn.AdaptiveAvgPool2d(1)
     num_out, p = row.channels or config['num_classes'], config['dropout']
+    if config['init'] == 'he' and config['norm'] == 'none':  # nothing else adds a number
+        row = replace(row, bias=True)
     steps: dict[str, Callable[[], nn.Module]] = {
         'relu': nn.ReLU,
-        'norm': lambda: make_norm(config['norm'], num_out, impl=config['impl']),
+        'norm': lambda: make_norm(
+            config['norm'], num_out, impl=config['impl'], ghost=config['ghost']
+        ),
         'drop': lambda: Dropout(p),
         'drop2d': lambda: nn.Dropout2d(p),
     }
-    block = ConvBlock(OrderedDict(conv=_conv2d(channels, num_out, row, generator)))
+    conv = _conv2d(channels, num_out, row, generator, config['init'])
+    block = ConvBlock(OrderedDict(conv=conv))
+    block.add_after = row.add_after
     for step in row.steps:
         check_choice('step', step, steps)
         if step in ('relu', 'norm') or p:
             block.add_module(step, steps[step]())
-    if len(set(row.steps)) < len(row.steps) or (row.add and 'norm' not in row.steps):
-        raise ValueError(f"{row.steps} should have each step once, and 'norm' if add={row.add!r}")
+    if len(set(row.steps)) < len(row.steps) or (row.add and row.add_after not in row.steps):
+        raise ValueError(
+            f'{row.steps} should have each step once, and {row.add_after!r} if add={row.add!r}'
+        )
     return block
 
 # %% ../nbs/train/models.ipynb #945ca939
@@ -216,9 +236,10 @@ def _warn_of_constant(block: nn.Module) -> None:
 
 # %% ../nbs/train/models.ipynb #7501eceb
 class TableNet(nn.Module):
-    "A network built from the rows of an architecture; `Net` and `CifarNet` are its two kinds."
+    "A network built from the rows of an architecture, as `Net`, `CifarNet` and `StackNet` are."
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)  # what `arch` may be; the first is the default
+    options: ClassVar[tuple[str, ...]] = ('init', 'ghost')  # what a study may vary beside the norm
 
     def __init__(
         self,
@@ -229,17 +250,21 @@ class TableNet(nn.Module):
         arch: str | Arch | None = None,  # the name of an architecture, or an `Arch` of your own
         dropout: float | None = None,  # share of values dropped; the architecture's own if None
         impl: str = 'torch',  # 'torch', or 'scratch' for the layers of chapter 1
+        init: str = 'torch',  # of the convolutions: torch's own, or 'he'; see the text
+        ghost: int | None = None,  # images in each part of the batch; see `GhostBatchNorm2d`
         seed: int | None = None,  # seed of the weights; if None, torch's global generator gives one
     ):
         super().__init__()
         if not isinstance(arch, Arch):
             arch = self.archs[0] if arch is None else arch
             check_choice(f'arch of {type(self).__name__}', arch, self.archs)
+        check_choice('init', init, ['torch', 'he'])
         table = arch if isinstance(arch, Arch) else ARCHS[arch]
         channels: int = table.input_shape[0] if in_channels is None else in_channels
         dropout = table.dropout if dropout is None else dropout
         self.config: dict[str, Any] = {'norm': norm, 'impl': impl, 'arch': arch, 'dropout': dropout}
         self.config |= {'num_classes': num_classes, 'in_channels': channels}
+        self.config |= {'init': init, 'ghost': ghost}
         self.notes: dict[str, Any] = {}  # what `save_model` is to keep beside the weights
         self.rows, self.smallest = table.rows, _smallest_side(table.rows)
         self.input_shape: tuple[int, ...] = (channels, *table.input_shape[1:])
@@ -282,14 +307,42 @@ def count_params(model: nn.Module) -> int:
     "The number of parameters. One that is used twice counts once."
     return sum(p.numel() for p in model.parameters())
 
+# %% ../nbs/train/models.ipynb #16cb750c
+class StackNet(TableNet):
+    "The network of the playground: (N, 1, 8, 8) to (N, 10), `depth` layers that are all alike."
+
+    archs = ()
+    options = (*TableNet.options, 'depth', 'residual')
+
+    def __init__(
+        self,
+        norm: str | Callable[[int], nn.Module] = 'bn',  # as for `Net`
+        *,
+        depth: int = 4,  # convolutions; the first makes 4x4 maps of the 8x8 image
+        residual: bool = False,  # whether each layer after the first adds its input to its output
+        width: int = 12,  # channels
+        **options: Any,  # further arguments of `TableNet`
+    ):
+        if depth < 1 or width < 1:
+            raise ValueError(f'depth={depth}, width={width}: a network needs at least one of each')
+        layer = Layer('conv', width, padding=1, bias=norm == 'none', steps=('norm', 'relu'))
+        rows = {'C1': replace(layer, stride=2)}
+        for i in range(2, depth + 1):
+            add = f'C{i - 1}' if residual else ''
+            rows[f'C{i}'] = replace(layer, add=add, add_after='relu')
+        rows |= {'GAP': global_avg_pool(), 'head': conv1x1(0, bias=True)}
+        super().__init__(norm, arch=Arch(rows, input_shape=(1, 8, 8)), **options)
+        del self.config['arch']
+        self.config |= {'depth': depth, 'residual': residual, 'width': width}
+
 # %% ../nbs/train/models.ipynb #460106dc
 def save_model(
-    model: TableNet,  # a `Net` or `CifarNet`
+    model: TableNet,  # a `Net`, `CifarNet` or `StackNet`
     path: str | os.PathLike[str],  # the file to write, such as 'net.safetensors'
     **notes: Any,  # anything that JSON can hold, to be found in `model.notes` after loading
 ) -> None:
     "Write a network's weights and configuration to one file, which `load_model` reads."
-    named = isinstance(model.config['norm'], str) and isinstance(model.config['arch'], str)
+    named = all(isinstance(model.config.get(key, ''), str) for key in ('norm', 'arch'))
     if not named or repr(model) != repr(type(model)(**model.config, seed=0)):
         raise ValueError(
             'save_model stores a network as it was built, whose norm and arch have names; keep the '
@@ -311,12 +364,13 @@ def load_model(
         tensors, about = unpack(content)
         if missing := {'class', 'config', 'input_shape', 'notes'} - set(about):
             raise ValueError(f'it says nothing about {sorted(missing)}')
-        check_choice('class', about['class'], ['Net', 'CifarNet'])
+        classes = {c.__name__: c for c in (Net, CifarNet, StackNet)}
+        check_choice('class', about['class'], classes)
         config = dict(about['config'])
         if groups := config.pop('groups', None):  # older files have them apart
             config['norm'] += f':{groups}'
         with torch.device('meta'):  # the values come from the file
-            model = (Net if about['class'] == 'Net' else CifarNet)(**config, seed=0)
+            model = classes[about['class']](**config, seed=0)
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f'{str(path)!r} cannot be loaded as a network: {error}') from error
@@ -324,10 +378,11 @@ def load_model(
     return model.to(device).eval()
 
 # %% ../nbs/train/models.ipynb #de11acb2
-MODELS: dict[str, tuple[type[TableNet], str]] = {  # what `make_model` knows by name
+MODELS: dict[str, tuple[type[TableNet], str | None]] = {  # what `make_model` knows by name
     'net': (Net, 'eva4'),
     'net-eva8': (Net, 'eva8'),
     'net-norm-first': (Net, 'eva4-norm-first'),
+    'stacknet': (StackNet, None),
     'cifarnet': (CifarNet, 'shape'),
     'cifarnet-era': (CifarNet, 'era'),
 }
@@ -342,10 +397,11 @@ def make_model(
     "The network of that name, made to fit `data`."
     check_choice('model', name, MODELS)
     network, arch = MODELS[name]
+    options |= {} if arch is None else {'arch': arch}
     if data is None:
-        return network(norm, arch=arch, **options)
+        return network(norm, **options)
     options = {'in_channels': data.shape[0], 'num_classes': data.num_classes} | options
-    model = network(norm, arch=arch, **options)
+    model = network(norm, **options)
     model.input_shape = tuple(data.shape)
     image = torch.empty(1, *model.input_shape, device='meta')
     _check_images(image, name, model.input_shape[0], model.smallest)

@@ -65,7 +65,7 @@ class Variant:
     groups: int | None = None  # of group norm; None: the layer's default
     l1: float | bool = False  # strength of the L1 penalty; True: the study's
     l2: float | bool = False  # strength of the L2 penalty; True: the study's
-    settings: tuple[tuple[str, Any], ...] = ()  # of the training: name and value
+    settings: tuple[tuple[str, Any], ...] = ()  # of the training and the model: name and value
 
     def __post_init__(self) -> None:
         if parse_norm(self.model_norm) != (self.norm, self.groups):
@@ -92,6 +92,9 @@ class Variant:
         norm, *penalties = re.split(r'\+(?!\d)', head.lower())  # not the plus of 1e+2
         try:
             kind, groups = parse_norm(norm)
+            if 'he' in penalties:  # a short way to write '@init=he'
+                penalties.remove('he')
+                settings = [*settings, 'init=he']
             strengths = dict(map(_parse_penalty, penalties))
             if len(strengths) < len(penalties):
                 raise ValueError('a penalty appears twice; give it once')
@@ -100,13 +103,14 @@ class Variant:
             raise ValueError(f'variant {text!r}: {error}') from None
 
     def __str__(self) -> str:
-        text = self.model_norm
+        settings = dict(self.settings)
+        text = self.model_norm + ('+he' if settings.pop('init', '') == 'he' else '')
         for name, strength in (('l1', self.l1), ('l2', self.l2)):
             if strength is True:
                 text += f'+{name}'
             elif strength is not False:
                 text += f'+{name}={number_text(strength)}'
-        return text + ''.join(f'@{key}={number_text(value)}' for key, value in self.settings)
+        return text + ''.join(f'@{key}={number_text(value)}' for key, value in settings.items())
 
     @property
     def model_norm(self) -> str:

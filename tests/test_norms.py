@@ -408,3 +408,17 @@ def test_tools_of_torch_find_our_batch_norm():
     agree(list(ours.buffers()), list(theirs.buffers()), 1e-5)
     sync = nn.SyncBatchNorm.convert_sync_batchnorm(ours)[0]
     assert type(sync) is nn.SyncBatchNorm and sync.weight is ours[0].weight
+
+
+@pytest.mark.parametrize(
+    'make, named',
+    [
+        (lambda: norms.GhostBatchNorm2d(3, 0), 'ghost=0'),
+        (lambda: make_norm('gn', 4, ghost=2), 'ghost=2'),
+        (lambda: make_norm('bn', 4, ghost=2, impl='scratch'), 'ghost=2'),
+        (lambda: make_norm(nn.BatchNorm2d, 4, ghost=2), 'ghost=2'),
+    ],
+)
+def test_parts_of_a_batch_are_for_batch_norm(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()

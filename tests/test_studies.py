@@ -210,19 +210,27 @@ def test_a_study_that_continues_elsewhere_says_so(tiny, tmp_path, monkeypatch):
     assert more.made_with == made | {'and': [made | {'gpu': 'another'}]}
 
 
-def test_tables_without_runs_answer_and_are_not_overwritten(copy, tiny, undisturbed):
+def test_a_study_continues_from_its_tables_alone(copy, tiny, undisturbed):
     shutil.rmtree(copy / 'runs')
-    whole, before = Results.load(undisturbed), {p.name: p.read_bytes() for p in copy.iterdir()}
+    whole = Results.load(undisturbed)
     assert to_markdown(Results.load(copy)) == to_markdown(whole)
     pd.testing.assert_frame_equal(Results.load(copy).pairs(), whole.pairs())
-    for study in (tiny, tiny.replace(seeds=3)):
-        with pytest.raises(StudyError, match='choose another folder'):
-            run(study, copy)
-    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
-    (copy / 'runs/gn-s0').mkdir(parents=True)  # as a stopped attempt would leave it
-    assert to_markdown(Results.load(copy)) == to_markdown(whole)
-    (copy / 'mistakes.npz').write_bytes(b'nonsense')
-    with pytest.raises(StudyError, match='tables'):
+    more = tiny.replace(seeds=(*tiny.seeds, 7))
+    with pytest.raises(StudyError, match='lr'):
+        run_study(more.replace(lr=0.2), copy, progress='none')
+    longer = run_study(more, copy, jobs=1, progress='none', figures=False)
+    assert {p.name for p in (copy / 'runs').glob('*-s*')} == {'bn+l1-s7', 'gn-s7'}  # no old one
+    assert longer.study.seeds == more.seeds and not longer.missing
+    pd.testing.assert_frame_equal(longer.only(tiny).history, whole.history)
+    assert (
+        longer.compare('bn+l1', 'gn').correct_only_a >= whole.compare('bn+l1', 'gn').correct_only_a
+    )
+    shutil.rmtree(copy / 'runs')  # and once more, from what that left
+    pd.testing.assert_frame_equal(Results.load(copy).history, longer.history)
+    (copy / 'mistakes.npz').unlink()
+    assert Results.load(copy).compare('bn+l1', 'gn').correct_only_a == 0
+    (copy / 'results.csv').write_text('variant,seed\n?')
+    with pytest.raises(StudyError, match='no runs'):
         Results.load(copy)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'COLUMN_TYPES', 'StudyError', 'writing_to', 'read_history', 'to_csv', 'write_arrays', 'RunFolder',
-           'run_folders', 'read_study', 'find_studies', 'differences', 'machine', 'holds_only_tables', 'prepare']
+           'run_folders', 'read_study', 'find_studies', 'differences', 'machine', 'stored_runs', 'prepare']
 
 # %% ../../nbs/compare/folders.ipynb #8e37fde1
 import json
@@ -86,6 +86,8 @@ class RunFolder:
     variant: str
     seed: int
     config: TrainConfig  # with the device, which does not decide the result
+    options: Mapping[str, Any]  # of the model; its variant says them, too
+    validation: int = 0  # training images held out
 
     def __str__(self) -> str:
         return f'{self.variant} seed {self.seed}'
@@ -94,7 +96,13 @@ class RunFolder:
     def plan(self) -> dict[str, Any]:
         "What decides the result, as plain data."
         config = {k: v for k, v in self.config.to_dict().items() if k != 'device'}
-        plan = {'data': self.data, 'model': self.model, 'variant': self.variant, 'config': config}
+        plan: dict[str, Any] = {
+            'data': self.data,
+            'model': self.model,
+            'variant': self.variant,
+            'config': config,
+        }
+        plan |= {'validation': self.validation} if self.validation else {}
         return dict(json.loads(json.dumps(plan)))
 
     @contextmanager
@@ -155,6 +163,8 @@ def run_folders(
             variant=variant,
             seed=seed,
             config=study.config(variant, seed, device),
+            options=study.model_options(variant),
+            validation=study.validation,
         )
         for variant, seed in study.run_keys()
     ]
@@ -246,11 +256,30 @@ def _merge(study: Study, out: Path, device: str | None) -> dict[str, Any]:
     return {'study': old.to_dict(), 'made_with': made}
 
 # %% ../../nbs/compare/folders.ipynb #0db6dfde
-def holds_only_tables(out: Path) -> bool:
-    "Whether a study's folder has results, but none of the runs that they came from."
-    table = out / 'results.csv'
-    rows = len(table.read_bytes().splitlines()) - 1 if table.exists() else 0
-    return rows > 0 and not any(out.glob('runs/*/status.json'))
+def stored_runs(
+    study: Study,  # of the folder
+    out: Path,  # the folder
+) -> set[tuple[str, int]]:  # as (variant, seed)
+    "The runs that a folder has in its tables alone: their own folders stayed on another machine."
+    try:
+        table = read_history(out / 'results.csv', COLUMNS[:2])
+    except FileNotFoundError:
+        return set()
+    except ValueError as error:
+        if any(out.glob('runs/*/status.json')):  # they can rebuild it
+            return set()
+        raise StudyError(
+            f'the tables in {out} cannot be read ({error}), and there are no runs to rebuild '
+            'them from'
+        ) from None
+    here = {(run.variant, run.seed) for run in run_folders(study, out) if run.path.exists()}
+    return {(str(v), int(s)) for v, s in zip(table.variant, table.seed, strict=True)} - here
+
+# %% ../../nbs/compare/folders.ipynb #091588c2
+def _images(out: Path) -> str | None:
+    "The checksum of the images that a folder's runs saw, if that was written down."
+    path = out / 'study.json'
+    return json.loads(path.read_bytes()).get('images') if path.exists() else None
 
 # %% ../../nbs/compare/folders.ipynb #3fd69166
 def prepare(
@@ -259,13 +288,15 @@ def prepare(
     device: str | None = None,  # where to train
     images: str | None = None,  # the checksum of the data set
 ) -> list[RunFolder]:
-    "The runs of a study; checks that the folder fits them, and writes `study.json`."
+    "The runs of a study, without stored ones; checks that the folder fits, writes `study.json`."
     with writing_to(out):
-        if holds_only_tables(out):
+        stored = stored_runs(study, out)
+        runs = [r for r in run_folders(study, out, device) if (r.variant, r.seed) not in stored]
+        then = _images(out) if stored else None
+        if images and then and then != images:
             raise StudyError(
-                f'{out} holds tables without the runs they came from; choose another folder'
+                f'{out} was made with other images of {study.data}; choose another folder'
             )
-        runs = run_folders(study, out, device)
         for run in runs:
             status = run.status() or {}
             found = differences(status.get('plan', run.plan), run.plan)
@@ -278,7 +309,10 @@ def prepare(
                 )
         (out / 'runs').mkdir(parents=True, exist_ok=True)
         with FileLock(out / 'runs' / 'lock'):  # another process may be adding to it as well
-            text = json.dumps(_merge(study, out, device), indent=1) + '\n'
+            merged = _merge(study, out, device)
+            if images := images or _images(out):
+                merged['images'] = images
+            text = json.dumps(merged, indent=1) + '\n'
             path = out / 'study.json'
             if not path.exists() or path.read_text(encoding='utf-8') != text:
                 write_atomic(path, text)

@@ -6,6 +6,7 @@
 __all__ = ['STUDIES', 'CLAIMS', 'get_studies', 'claims_table']
 
 # %% ../../nbs/compare/presets.ipynb #ae2cbadd
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -22,24 +23,28 @@ from ..variants import number_text
 _NORMS = ('bn', 'ln', 'gn')
 _L1 = [f'+l1={x}' for x in ('0', '1e-5', '1e-4', '3e-4', '1e-3', '3e-3', '0.01', '0.05')]
 _L2 = [f'+l2={x}' for x in ('3e-4', '5e-3', '0.05', '0.5', '5')]
+_FIVE_RATES = [f'@lr={x}' for x in ('0.1', '0.0125', '0.025', '0.05', '0.2')]
 _RATES = ['@lr=0.05', '', '@lr=0.2', '@lr=0.4']
+_TENS = [f'@lr={x}' for x in ('0.003', '0.01', '0.03', '0.1', '0.3', '1', '3', '10')]
+_DEPTHS = [f'@depth={d}{more}' for more in ('', '@residual=true') for d in (4, 8, 16, 32)]
+_GHOSTS = [f'bn@ghost={2**n}' for n in range(1, 7)]
 # half the images in a batch go with half the learning rate
 _SIZES = [f'@batch_size={2**n}@lr={number_text(0.1 * 2**n / 128)}' for n in range(1, 9)]
 
 
-def _sweep(endings: list[str]) -> tuple[str, ...]:
-    "The three norms with each of some endings, such as '@lr=0.2'."
-    return tuple(norm + end for end in endings for norm in _NORMS)
+def _sweep(endings: list[str], norms: Sequence[str] = _NORMS) -> tuple[str, ...]:
+    "The norms with each of some endings, such as '@lr=0.2'."
+    return tuple(norm + end for end in endings for norm in norms)
 
 
-def _vs_bn(endings: list[str]) -> tuple[tuple[str, str], ...]:
-    "For each ending: batch norm, and each of the other norms."
-    return tuple(('bn' + end, norm + end) for end in endings for norm in _NORMS[1:])
+def _vs_norm(endings: list[str], norms: Sequence[str] = _NORMS) -> tuple[tuple[str, str], ...]:
+    "For each ending: the first norm, and each of the others."
+    return tuple((norms[0] + end, norm + end) for end in endings for norm in norms[1:])
 
 
-def _vs_first(endings: list[str]) -> tuple[tuple[str, str], ...]:
+def _vs_first(endings: list[str], norms: Sequence[str] = _NORMS) -> tuple[tuple[str, str], ...]:
     "For each norm: each of the other endings, and the first."
-    return tuple((norm + end, norm + endings[0]) for norm in _NORMS for end in endings[1:])
+    return tuple((norm + end, norm + endings[0]) for norm in norms for end in endings[1:])
 
 # %% ../../nbs/compare/presets.ipynb #fc1bf540
 _QUESTIONS = {
@@ -49,6 +54,16 @@ _QUESTIONS = {
     'cifar10-norms': 'The three norms on CIFAR-10, with under 50,000 parameters.',
     'cifar10-small': 'What the net of ERA-V1 session 8 could have had: 29,472 parameters, '
     'L2 in place of L1.',
+    'digits-rate': 'What does a norm buy? Eight learning rates, with and without a norm. A run '
+    'below 50 % has failed. Planned: the share of failures at each rate, and the accuracy of each '
+    'norm against no norm with He weights at the rates 0.03 and 0.1.',
+    'digits-depth': 'How deep can the net be, with and without residual connections? Planned: the '
+    'share of runs below 50 % at each depth, at the better of two rates.',
+    'mnist-rate': 'Which learning rate suits each norm on MNIST? Chosen on 10,000 training images '
+    'that are held out; the test images play no part.',
+    'ghost-batch': 'What do statistics of fewer images cost batch norm, while the batch of the '
+    'gradient stays at 128? Planned: each part against the whole batch, the slope over the size of '
+    'the part, and the smallest part against layer and group norm.',
     'batch-size': 'Where does batch norm break? Half the images in a batch go with half the '
     'learning rate.',
     'l1-strength': 'From harmless to collapse: how much L1 does each norm bear?',
@@ -71,6 +86,8 @@ _QUESTIONS = {
 }
 
 # %% ../../nbs/compare/presets.ipynb #1c767bc4
+_BOUGHT = ('none+he', 'none', 'bn', 'ln', 'gn', 'rms')
+_WITHOUT = ('none+he', *_NORMS)
 _FIVE = ('bn+l1', 'ln', 'gn', 'bn', 'none')
 _ALL_PAIRS = tuple(combinations(_FIVE, 2))
 _WITH_L1, _WITH_L2 = ('bn+l1', 'ln+l1', 'gn+l1'), ('bn+l2', 'ln+l2', 'gn+l2')
@@ -81,6 +98,7 @@ _EVA4 = (
     'bn+l1+l2@momentum=0@schedule=step',
 )
 _ON_CIFAR = TrainConfig(epochs=20, lr=0.2, augment='cifar', amp='auto')
+_AS_PLAYED = TrainConfig(20, 32, lr=0.03, nesterov=False, schedule='constant', augment='none')
 _TWO, _BRIEF = TrainConfig(epochs=2), TrainConfig(epochs=3, amp='auto')
 _PLAIN = TrainConfig(epochs=20, lr=0.01, nesterov=False, schedule='constant', augment='none')
 
@@ -89,16 +107,33 @@ STUDIES: dict[str, Study] = {  # the studies of the book
     study.name: study.replace(note=_QUESTIONS[study.name])
     for study in (
         Study('mnist-norms', 'mnist', 'net', _FIVE, (0, 1, 2, 3, 4), pairs=_ALL_PAIRS),
+        Study('digits-rate', 'digits8', 'stacknet', _sweep(_TENS, _BOUGHT)).replace(
+            seeds=20, train=_AS_PLAYED, pairs=_vs_norm(_TENS[2:4], _BOUGHT)
+        ),
+        Study('digits-depth', 'digits8', 'stacknet', train=_AS_PLAYED).replace(
+            seeds=5,
+            variants=_sweep([d + r for d in _DEPTHS for r in ('@lr=0.01', '@lr=0.1')], _BOUGHT),
+            pairs=_vs_norm([d + '@lr=0.01' for d in _DEPTHS], _BOUGHT),
+        ),
+        Study('mnist-rate', 'mnist', 'net', _sweep(_FIVE_RATES, _WITHOUT)).replace(
+            epochs=8, pairs=_vs_first(_FIVE_RATES, _WITHOUT), validation=10_000
+        ),
+        Study('ghost-batch', 'mnist', 'net', (*_GHOSTS, *_NORMS)).replace(
+            seeds=5,
+            epochs=5,
+            lr=0.05,
+            pairs=(*((g, 'bn') for g in _GHOSTS), (_GHOSTS[0], 'ln'), (_GHOSTS[0], 'gn')),
+        ),
         Study('mnist-norms-eva6', 'mnist').replace(augment='eva6'),
         Study('mnist-penalties', 'mnist').replace(
             variants='bn,bn+l1,bn+l2,bn+l1+l2', epochs=40, batch_size=32, lr=0.025, amp='auto'
         ),
         Study('cifar10-norms', 'cifar10', 'cifarnet', _WITH_L2, train=_ON_CIFAR),
         Study('cifar10-small', 'cifar10', 'cifarnet-era', _WITH_L2, train=_ON_CIFAR),
-        Study('batch-size', 'mnist', 'net', _sweep(_SIZES), train=_TWO, pairs=_vs_bn(_SIZES)),
+        Study('batch-size', 'mnist', 'net', _sweep(_SIZES), train=_TWO, pairs=_vs_norm(_SIZES)),
         Study('l1-strength', 'mnist', 'net', _sweep(_L1), train=_BRIEF, pairs=_vs_first(_L1)),
         Study('l2-strength', 'mnist', 'net', _sweep(_L2), train=_BRIEF, pairs=_vs_first(_L2)),
-        Study('norm-collapse', variants=_sweep(_RATES), pairs=_vs_bn(_RATES)).replace(
+        Study('norm-collapse', variants=_sweep(_RATES), pairs=_vs_norm(_RATES)).replace(
             seeds=10, batch_size=32
         ),
         Study('as-published/eva6', 'mnist', seeds=(0,)).replace(

@@ -27,10 +27,10 @@ from .design import Study
 from normnotes.compare.folders import (
     COLUMN_TYPES,
     StudyError,
-    holds_only_tables,
     read_history,
     read_study,
     run_folders,
+    stored_runs,
 )
 from .statistics import estimate, holm, mcnemar
 from ..core import check_choice
@@ -125,9 +125,17 @@ class Results:
         folder = Path(folder)
         study = read_study(folder)
         try:
-            if (folder / 'runs').exists() and not holds_only_tables(folder):
-                return cls(study, *_read_runs(folder, study), folder)
-            return cls(study, *_read_tables(folder), folder)
+            history, evaluations = _read_runs(folder, study)
+            if stored := stored_runs(study, folder):
+                old, known = _read_tables(folder)
+                rows = zip(old.variant, old.seed, strict=True)
+                kept = old[[run in stored for run in rows]]
+                history = pd.concat([kept, history]) if len(history) else kept
+                evaluations |= {run: e for run, e in known.items() if run in stored}
+                order = {variant: i for i, variant in enumerate(study.variants)}
+                history['at'] = history.variant.map(order)
+                history = history.sort_values(['at', 'seed', 'epoch']).drop(columns='at')
+            return cls(study, history, evaluations, folder)
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise StudyError(
                 f'the tables in {folder} cannot be read ({error}), and there are no runs to '

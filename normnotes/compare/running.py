@@ -30,6 +30,7 @@ from normnotes.compare.folders import (
     StudyError,
     prepare,
     run_folders,
+    stored_runs,
     write_arrays,
     writing_to,
 )
@@ -44,12 +45,14 @@ from ..variants import Variant
 
 # %% ../../nbs/compare/running.ipynb #1e2f7db9
 @lru_cache(maxsize=1)
-def _load(name: str, data_dir: str | None) -> DataSet:
-    return load_data(name, data_dir, progress='none')
+def _load(name: str, data_dir: str | None, validation: int) -> DataSet:
+    data = load_data(name, data_dir, progress='none')
+    return data.validation(validation) if validation else data
 
 # %% ../../nbs/compare/running.ipynb #9fa579ad
 def _make_model(run: RunFolder, data: DataSet) -> TableNet:
-    return make_model(run.model, Variant.parse(run.variant).model_norm, data, seed=run.seed)
+    norm = Variant.parse(run.variant).model_norm
+    return make_model(run.model, norm, data, seed=run.seed, **run.options)
 
 
 def _train(run: RunFolder, data: DataSet) -> list[str]:  # warnings
@@ -120,7 +123,7 @@ def train_run(
         with writing_to(run.path), _own_torch(threads), run.lock(wait) as mine:
             if not mine:
                 return Outcome(run, 'busy')
-            found = [] if run.status() else _train(run, _load(run.data, data_dir))
+            found = [] if run.status() else _train(run, _load(run.data, data_dir, run.validation))
             accuracy = run.history().test_acc.iloc[-1]
             message = f'{accuracy:.2f} %' if math.isfinite(accuracy) else 'diverged'
             return Outcome(run, 'done', message, tuple(dict.fromkeys(found)))
@@ -263,10 +266,12 @@ def run_study(
         raise ValueError(f'jobs={jobs} is not allowed; use 1 or more')
     kind, data = progress_kind(progress), None
     with writing_to(out):
-        waiting = [run for run in run_folders(study, out, device) if not run.status()]
+        stored = stored_runs(study, out)
+        runs = [r for r in run_folders(study, out, device) if (r.variant, r.seed) not in stored]
+        waiting = [run for run in runs if not run.status()]
     if waiting:
         _load.cache_clear()  # the images of a folder may have changed
-        data = _load(study.data, data_dir)
+        data = _load(study.data, data_dir, study.validation)
         for run in waiting:
             _make_model(
                 run, data
@@ -287,6 +292,7 @@ def run_study(
     results = Results.load(out)
     if figures and data is None:
         data = load_if_cached(study.data, data_dir)
+        data = data and study.see(data)
     write_report(results, data=data, figures=figures)
     if failed:
         raise StudyError(
