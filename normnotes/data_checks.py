@@ -253,6 +253,8 @@ def _cause(norm: NormLayer, apart: float, scatter: float) -> str:
         return (
             f'{n} updates with momentum {m:g} are too few: {left:.0%} of the start values are left'
         )
+    if n and m is not None and n * m < 5:
+        return f'{n} updates with momentum {m:g} are few: the statistics lag behind the weights'
     if m is not None and m >= 0.5:
         return f'momentum {m:g} lets the last batch decide'
     if m is not None and apart < 3 * scatter * (m / (2 - m)) ** 0.5:
@@ -301,7 +303,7 @@ def _train_eval_gap(e: Evidence) -> Iterator[Hit]:
     )
     flips = sum(e.both.flips) / len(e.both.flips) if e.both.flips else 0.0
     known = f'; {flips:.0%} of the predictions differ' if e.both.flips else ''
-    if not running <= 1.5 * by + 0.1:
+    if not running <= 1.2 * by + 0.1:
         text = (
             f'the loss is {by:.3g} with the statistics of each batch and {running:.3g} with the '
             f'running ones{known}; {cause}'
