@@ -12,15 +12,7 @@ __all__ = ['Variant', 'Contrast', 'Estimate', 'estimate', 'fisher', 'holm', 'mai
 
 # %% ../nbs/compare/studies.ipynb #f1f1db8b
 from .compare.claims import Claim, ClaimTest, Finding  # noqa: F401
-from normnotes.compare.comparison import (  # noqa: F401
-    RUN_METRICS,
-    Comparison,
-    Metric,
-    compare_runs,
-    compare_table,
-    read_pairs,
-    read_runs,
-)
+from .compare.comparison import RUN_METRICS, Comparison, Metric, compare_runs  # noqa: F401
 from .compare.design import DATASET_DEFAULTS, DEFAULT_LAMBDAS, Study  # noqa: F401
 from .compare.folders import COLUMNS, RunFolder, StudyError, find_studies, read_study  # noqa: F401
 from .compare.presets import CLAIMS, STUDIES, check_claim, claims_table, get_studies  # noqa: F401
@@ -45,6 +37,7 @@ from normnotes.compare.statistics import (  # noqa: F401
     share_interval,
     slope_difference,
 )
+from .compare.tables import compare_table, read_pairs, read_runs  # noqa: F401
 from .variants import Variant  # noqa: F401
 
 # %% ../nbs/compare/studies.ipynb #e3c289a0

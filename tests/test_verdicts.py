@@ -11,14 +11,7 @@ import torch
 from scipy import stats
 
 from normnotes.compare.claims import Claim, ClaimTest
-from normnotes.compare.comparison import (
-    RUN_METRICS,
-    Comparison,
-    compare_runs,
-    compare_table,
-    read_pairs,
-    read_runs,
-)
+from normnotes.compare.comparison import RUN_METRICS, Comparison, compare_runs
 from normnotes.compare.design import Study
 from normnotes.compare.presets import CLAIMS, STUDIES, check_claim, claims_table
 from normnotes.compare.results import Results, failures
@@ -35,6 +28,7 @@ from normnotes.compare.statistics import (
     share_interval,
     slope_difference,
 )
+from normnotes.compare.tables import compare_table, read_pairs, read_runs
 from normnotes.evaluation import Evaluation
 
 # Intervals
@@ -46,7 +40,7 @@ def test_the_interval_over_seeds_is_that_of_the_t_test():
     assert ours.p == pytest.approx(theirs.pvalue)
     assert ours.interval(0.9) == pytest.approx(tuple(theirs.confidence_interval(0.9)))
     assert math.isnan(estimate([1.0]).low) and estimate([1.0, math.nan, 3.0]).n == 2
-    assert (estimate([0, 0]).p, estimate([2, 2]).p) == (1, 0)
+    assert math.isnan(estimate([2, 2]).p)  # nobody knows how such values scatter
 
 
 @pytest.mark.parametrize(('flips', 'k'), [(1.0, 4), (0.05, 4), (5.0, 3), (5.0, 2)])
@@ -217,6 +211,11 @@ def test_a_variant_that_lost_runs_is_neither_ahead_nor_equal(margin):
     assert compared(*five, margin=margin, lost_b=1).verdict == 'ahead'
 
 
+def test_seeds_that_agree_exactly_prove_nothing():
+    c = compared(0.1, 0.1, 0.1, margin=0.5)
+    assert c.verdict == 'open' and c.more_seeds is None and '3 seeds' in c.sentence
+
+
 def test_what_closes_an_open_question():
     c = compared(0.2, -0.1, 0.15, 0.0, 0.1, margin=0.1)
     fewest, more, most = c.seeds_to_close
@@ -251,8 +250,7 @@ def test_a_table_of_any_names(tmp_path):
     assert [found['low'], found['high']] == pytest.approx(list(test))
     assert found['verdict'] == 'ahead' and found['seeds'] == 3 and found['more_seeds'] is None
     assert compare_table(csv(tmp_path, TABLE))[0].verdict == 'behind'
-    pairs = read_pairs('gn:4:x net', ['x net', 'gn:4'])
-    assert compare_table(csv(tmp_path, TABLE), pairs=pairs)[0].verdict == 'ahead'
+    assert compare_table(csv(tmp_path, TABLE), pairs='gn:4:x net')[0].verdict == 'ahead'
 
 
 def test_a_table_of_images_is_a_table_of_accuracies_and_more(tmp_path):
@@ -415,7 +413,7 @@ def test_a_claim_is_judged_by_any_table():
 
 
 def test_a_variant_that_diverged_is_not_found_to_be_better():
-    two = {'bn': [99, 99.1, 99], 'ln': [90, 90.1, 90]}
+    two = {'bn': [99, 99.1, 99], 'ln': [90, 90.2, 90.1]}
     bn_lost, ln_lost = (results_of(two, diverged=[(v, 2)]) for v in two)
     for left, sign, right, wanted in (
         (('bn',), '>', ('ln',), ('open', 'holds')),

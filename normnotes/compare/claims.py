@@ -162,5 +162,5 @@ class Claim:
             verdict = 'open'
         texts = [_effect_text(c, x) for c, x in pairs]
         if verdict == 'open':
-            texts += [c.sentence.split('; ', 1)[1] for c in found if c.verdict == 'open'][:1]
+            texts += [c.closing for c in found if c.verdict == 'open'][:1]
         return Finding(self, verdict, '; '.join(texts), tuple(found))

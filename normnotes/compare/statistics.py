@@ -76,8 +76,6 @@ class Estimate:
         "How often luck alone gives a mean at least this far from zero."
         if self.n < 2:
             return math.nan
-        if not self.error:  # all values are the same
-            return 1.0 if self.mean == 0 else 0.0
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.df))
 
     def within(
@@ -113,10 +111,10 @@ def estimate(
     if k < 2:
         mean = float(x.mean()) if k else math.nan
         return Estimate(k, mean, math.nan, math.nan, math.nan)
-    mean, sd = float(x.mean()), float(x.std(ddof=1))
+    mean, sd = float(x.mean()), float(x.std(ddof=1)) if np.ptp(x) else 0.0
     variance, df = pooled or (sd**2, k - 1)
-    if images is None:
-        return Estimate(k, mean, sd, variance, df)
+    if images is None:  # values that are all the same do not show how they scatter
+        return Estimate(k, mean, sd, variance or math.nan, df)
     n = images.shape[1]  # (k, n)
     ms_image = k * images.mean(0).var(ddof=1)
     rest = images - images.mean(1, keepdims=True) - images.mean(0) + images.mean()
