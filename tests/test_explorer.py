@@ -144,6 +144,20 @@ def explorer(chromium, site):
     return lambda view='', **options: pages.opened(chromium, site, view, **options)
 
 
+@pytest.fixture(scope='module')
+def shared(chromium, site):
+    with pages.opened(chromium, site) as page:
+        yield page
+
+
+@pytest.fixture
+def page(shared):
+    "The explorer at its start, in a window that these tests share."
+    show(shared, 'view=one')
+    shared.mouse.move(1, 1)
+    return shared
+
+
 def number(page, i, side='left'):
     return page.locator(f".x-{side} [data-i='{i}']")
 
@@ -184,148 +198,143 @@ def show(page, view):
     )
 
 
-def test_every_norm_on_every_batch_shows_what_the_book_computes(explorer):
-    with explorer() as page:
-        for kind in KINDS:
-            for batch, images in (('book', 4), ('random', 4), ('constant', 1), ('bright', 3)):
-                groups = 4 if batch == 'random' else 2
-                show(page, f'norm={kind}&groups={groups}&batch={batch}&seed=5&images={images}')
-                x = numbers(page, 'left').view(images, 4, 2, 2)
-                sets = stat_sets(kind, x.shape, groups)
-                expected = normalize_by_sets(x, sets, centred=NORMS[kind].centred).flatten()
-                shown = numbers(page, 'right')
-                torch.testing.assert_close(shown, expected, rtol=0, atol=0.00501)
-                assert (
-                    having(page, 'n-lit')
-                    == (sets.flatten() == sets[0, 0, 0, 0]).nonzero()[:, 0].tolist()
-                )
-
-
-def test_all_norms_at_once(explorer):
-    with explorer('view=all&edits=1.1.1:30') as page:
-        many = page.locator('.n-one')
-        assert many.count() == len(KINDS)
-        for kind, moved in zip(KINDS, (16, 16, 8, 4, 14, 4), strict=True):
-            one = page.locator(f'[data-kind={kind}]')
-            assert one.locator('[data-mark=▲], [data-mark=▼]').count() == moved
-            assert one.locator('.n-lit').count() == len(members(kind, 0))
-        page.locator("[data-kind=ln] [data-i='20']").click()
-        assert having(page, 'n-here') == [20]
-
-
-def test_the_backward_view_is_autograd(explorer):
-    with explorer('way=backward&at=2.3.2&gamma=1,1,2,1&beta=0,0,5,0') as page:
-        for kind in KINDS:
-            show(page, f'norm={kind}&way=backward&at=2.3.2&gamma=1,1,2,1')
-            x = four_images().requires_grad_()
-            y = normalize_by_sets(x, stat_sets(kind, x.shape, 2), centred=NORMS[kind].centred)
-            (2 * y[1, 2, 0, 1]).backward()
-            torch.testing.assert_close(
-                numbers(page, 'right'), x.grad.flatten(), rtol=0, atol=0.0051
+def test_every_norm_on_every_batch_shows_what_the_book_computes(page):
+    for kind in KINDS:
+        for batch, images in (('book', 4), ('random', 4), ('constant', 1), ('bright', 3)):
+            groups = 4 if batch == 'random' else 2
+            show(page, f'norm={kind}&groups={groups}&batch={batch}&seed=5&images={images}')
+            x = numbers(page, 'left').view(images, 4, 2, 2)
+            sets = stat_sets(kind, x.shape, groups)
+            expected = normalize_by_sets(x, sets, centred=NORMS[kind].centred).flatten()
+            shown = numbers(page, 'right')
+            torch.testing.assert_close(shown, expected, rtol=0, atol=0.00501)
+            assert (
+                having(page, 'n-lit')
+                == (sets.flatten() == sets[0, 0, 0, 0]).nonzero()[:, 0].tolist()
             )
 
 
-def test_gamma_and_beta_belong_to_a_channel(explorer):
-    with explorer('at=1.2.1') as page:
-        before = numbers(page, 'right').view(4, 4, 4)
-        page.get_by_role('slider', name='γ').fill('2')
-        page.get_by_role('slider', name='β').fill('-3')
-        after = numbers(page, 'right').view(4, 4, 4)
-        torch.testing.assert_close(after[:, 1], 2 * before[:, 1] - 3, rtol=0, atol=0.02)
-        assert torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]])
-        assert 'gamma=1,2,1,1&beta=0,-3,0,0' in page.url
+def test_all_norms_at_once(page):
+    show(page, 'view=all&edits=1.1.1:30')
+    many = page.locator('.n-one')
+    assert many.count() == len(KINDS)
+    for kind, moved in zip(KINDS, (16, 16, 8, 4, 14, 4), strict=True):
+        one = page.locator(f'[data-kind={kind}]')
+        assert one.locator('[data-mark=▲], [data-mark=▼]').count() == moved
+        assert one.locator('.n-lit').count() == len(members(kind, 0))
+    page.locator("[data-kind=ln] [data-i='20']").click()
+    assert having(page, 'n-here') == [20]
 
 
-def test_the_sum_and_the_set_follow_the_mouse(explorer):
-    with explorer() as page:
-        work = page.locator('.x-work')
-        for line in (
-            '(10 + 4 + 10 + 4 + 4 + 4 + 12 + 12 + 12 + 8 + 8 + 12 + 6 + 8 + 8 + 6) / 16'
-            ' = 128 / 16 = 8',
-            '(2² + 4² + 2² + 4² + 4² + 4² + 4² + 4² + 4² + 0² + 0² + 4² + 2² + 0² + 0² + 2²) / 16'
-            ' = 144 / 16 = 9',
-            '(10 − 8) / √(9 + 0.00001) ≈ 2 / 3 ≈ 0.67',
-        ):
-            assert line in work.inner_text()
-        number(page, place(3, 2, 4)).hover()
-        assert having(page, 'n-lit') == having(page, 'n-lit', 'right') == members('bn', place(3, 2))
-        assert 'Image 3, channel 2, bottom right: 6'.lower() in work.inner_text().lower()
-        page.mouse.move(1, 1)  # away: the number that is held comes back
-        assert having(page, 'n-here') == [0]
+def test_the_backward_view_is_autograd(page):
+    show(page, 'way=backward&at=2.3.2&gamma=1,1,2,1&beta=0,0,5,0')
+    for kind in KINDS:
+        show(page, f'norm={kind}&way=backward&at=2.3.2&gamma=1,1,2,1')
+        x = four_images().requires_grad_()
+        y = normalize_by_sets(x, stat_sets(kind, x.shape, 2), centred=NORMS[kind].centred)
+        (2 * y[1, 2, 0, 1]).backward()
+        torch.testing.assert_close(numbers(page, 'right'), x.grad.flatten(), rtol=0, atol=0.0051)
+
+
+def test_gamma_and_beta_belong_to_a_channel(page):
+    show(page, 'at=1.2.1')
+    before = numbers(page, 'right').view(4, 4, 4)
+    page.get_by_role('slider', name='γ').fill('2')
+    page.get_by_role('slider', name='β').fill('-3')
+    after = numbers(page, 'right').view(4, 4, 4)
+    torch.testing.assert_close(after[:, 1], 2 * before[:, 1] - 3, rtol=0, atol=0.02)
+    assert torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    assert 'gamma=1,2,1,1&beta=0,-3,0,0' in page.url
+
+
+def test_the_sum_and_the_set_follow_the_mouse(page):
+    work = page.locator('.x-work')
+    for line in (
+        '(10 + 4 + 10 + 4 + 4 + 4 + 12 + 12 + 12 + 8 + 8 + 12 + 6 + 8 + 8 + 6) / 16 = 128 / 16 = 8',
+        '(2² + 4² + 2² + 4² + 4² + 4² + 4² + 4² + 4² + 0² + 0² + 4² + 2² + 0² + 0² + 2²) / 16'
+        ' = 144 / 16 = 9',
+        '(10 − 8) / √(9 + 0.00001) ≈ 2 / 3 ≈ 0.67',
+    ):
+        assert line in work.inner_text()
+    number(page, place(3, 2, 4)).hover()
+    assert having(page, 'n-lit') == having(page, 'n-lit', 'right') == members('bn', place(3, 2))
+    assert 'Image 3, channel 2, bottom right: 6'.lower() in work.inner_text().lower()
+    page.mouse.move(1, 1)  # away: the number that is held comes back
+    assert having(page, 'n-here') == [0]
 
 
 @pytest.mark.parametrize('kind', ['bn', 'gn'])
-def test_an_edit_marks_what_moves(explorer, kind):
+def test_an_edit_marks_what_moves(page, kind):
     at = place(4, 1)
-    with explorer(f'norm={kind}') as page:
-        number(page, at).click()
-        number(page, at).click()
-        page.keyboard.type('30')
+    show(page, f'norm={kind}')
+    number(page, at).click()
+    number(page, at).click()
+    page.keyboard.type('30')
+    page.keyboard.press('Enter')
+    assert having(page, '*') == [at]
+    x = four_images()
+    edited = x.clone()
+    edited[3, 0, 0, 0] = 30
+    sets = stat_sets(kind, x.shape, 2)
+    change = (normalize_by_sets(edited, sets) - normalize_by_sets(x, sets)).flatten()
+    assert having(page, '▲', 'right') == (change > 1e-6).nonzero().flatten().tolist()
+    assert having(page, '▼', 'right') == (change < -1e-6).nonzero().flatten().tolist()
+    assert f'{len(members(kind, at))} of 64 move' in page.locator('.n-note').inner_text()
+    page.get_by_role('button', name='Undo').click()
+    assert torch.equal(numbers(page, 'left'), x.flatten())
+
+
+def test_a_number_is_dragged(page):
+    box = number(page, 0).bounding_box()
+    x, y = box['x'] + 10, box['y'] + 10
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=4)  # five steps of 12 px
+    page.mouse.up()
+    assert number(page, 0).inner_text() == '15'
+    assert page.locator('.x-left td input').count() == 0  # a drag is not a click
+    assert page.url.endswith('#edits=1.1.1:15')
+
+
+def test_the_keyboard_alone(page):
+    show(page, 'norm=ln')
+    held = 'document.activeElement.dataset.i'
+    page.locator('#explorer input').first.focus()
+    for _ in range(20):  # by Tab alone into the grid
+        page.keyboard.press('Tab')
+        if page.evaluate(held):
+            break
+    for key, there in (
+        ('ArrowRight', place(1, 1, 2)),
+        ('ArrowRight', place(1, 2)),
+        ('ArrowDown', place(1, 2, 3)),
+        ('ArrowDown', place(2, 2)),
+        ('End', place(2, 4, 2)),
+        ('Home', place(2, 1)),
+        ('Control+End', place(4, 4, 4)),
+        ('ArrowDown', place(4, 4, 4)),
+        ('Control+Home', 0),
+    ):
+        page.keyboard.press(key)
+        assert int(page.evaluate(held)) == there, key
+        assert having(page, 'n-lit') == members('ln', there)
+    for typed, end, text in (
+        ('42', 'Escape', '10'),
+        ('42', 'Enter', '42'),
+        ('−2,5', 'Enter', '−2.5'),
+        ('abc', 'Enter', '−2.5'),  # not a number: refused, and the page says so
+    ):
         page.keyboard.press('Enter')
-        assert having(page, '*') == [at]
-        x = four_images()
-        edited = x.clone()
-        edited[3, 0, 0, 0] = 30
-        sets = stat_sets(kind, x.shape, 2)
-        change = (normalize_by_sets(edited, sets) - normalize_by_sets(x, sets)).flatten()
-        assert having(page, '▲', 'right') == (change > 1e-6).nonzero().flatten().tolist()
-        assert having(page, '▼', 'right') == (change < -1e-6).nonzero().flatten().tolist()
-        assert f'{len(members(kind, at))} of 64 move' in page.locator('.n-note').inner_text()
-        page.get_by_role('button', name='Undo').click()
-        assert torch.equal(numbers(page, 'left'), x.flatten())
-
-
-def test_a_number_is_dragged(explorer):
-    with explorer() as page:
-        box = number(page, 0).bounding_box()
-        x, y = box['x'] + 10, box['y'] + 10
-        page.mouse.move(x, y)
-        page.mouse.down()
-        page.mouse.move(x + 60, y, steps=4)  # five steps of 12 px
-        page.mouse.up()
-        assert number(page, 0).inner_text() == '15'
-        assert page.locator('.x-left td input').count() == 0  # a drag is not a click
-        assert page.url.endswith('#edits=1.1.1:15')
-
-
-def test_the_keyboard_alone(explorer):
-    with explorer('norm=ln') as page:
-        held = 'document.activeElement.dataset.i'
-        for _ in range(20):  # by Tab alone into the grid
-            page.keyboard.press('Tab')
-            if page.evaluate(held):
-                break
-        for key, there in (
-            ('ArrowRight', place(1, 1, 2)),
-            ('ArrowRight', place(1, 2)),
-            ('ArrowDown', place(1, 2, 3)),
-            ('ArrowDown', place(2, 2)),
-            ('End', place(2, 4, 2)),
-            ('Home', place(2, 1)),
-            ('Control+End', place(4, 4, 4)),
-            ('ArrowDown', place(4, 4, 4)),
-            ('Control+Home', 0),
-        ):
-            page.keyboard.press(key)
-            assert int(page.evaluate(held)) == there, key
-            assert having(page, 'n-lit') == members('ln', there)
-        for typed, end, text in (
-            ('42', 'Escape', '10'),
-            ('42', 'Enter', '42'),
-            ('−2,5', 'Enter', '−2.5'),
-            ('abc', 'Enter', '−2.5'),  # not a number: refused, and the page says so
-        ):
-            page.keyboard.press('Enter')
-            page.keyboard.press('ControlOrMeta+a')
-            page.keyboard.type(typed)
-            page.keyboard.press(end)
-            assert number(page, 0).inner_text() == text, typed
-        for where in ('.n-said', '.n-hint'):
-            assert 'abc' in page.locator(where).text_content()
-        page.keyboard.type('75')  # a digit begins a new number
-        page.keyboard.press('Enter')
-        page.keyboard.press('+')
-        assert number(page, 0).inner_text() == '76'
+        page.keyboard.press('ControlOrMeta+a')
+        page.keyboard.type(typed)
+        page.keyboard.press(end)
+        assert number(page, 0).inner_text() == text, typed
+    for where in ('.n-said', '.n-hint'):
+        assert 'abc' in page.locator(where).text_content()
+    page.keyboard.type('75')  # a digit begins a new number
+    page.keyboard.press('Enter')
+    page.keyboard.press('+')
+    assert number(page, 0).inner_text() == '76'
 
 
 def test_touch(explorer):
@@ -341,22 +350,22 @@ def test_touch(explorer):
         assert len(having(page, '▲', 'right') + having(page, '▼', 'right')) == 4
 
 
-def test_training_and_evaluation_mode(explorer):
-    with explorer('edits=2.1.1:30') as page:
-        page.get_by_role('radio', name='eval').click()
-        assert having(page, 'n-lit') == [0] and having(page, 'n-kept') == members('bn', 0)[1:]
-        assert having(page, '▲', 'right') == [place(2, 1)]
-        x, layer = four_images(), torch.nn.BatchNorm2d(4)
-        edited = x.clone()
-        edited[1, 0, 0, 0] = 30
-        for steps in (0, 10, 100):
-            page.get_by_role('slider', name='Training steps').fill(str(steps))
-            while layer.num_batches_tracked < steps:
-                layer(x)
-            expected = layer.eval()(edited).detach().flatten()
-            layer.train()
-            loose = 0.00501 + 0.045 * (expected.abs() >= 10)
-            assert ((numbers(page, 'right') - expected).abs() <= loose).all(), steps
+def test_training_and_evaluation_mode(page):
+    show(page, 'edits=2.1.1:30')
+    page.get_by_role('radio', name='eval').click()
+    assert having(page, 'n-lit') == [0] and having(page, 'n-kept') == members('bn', 0)[1:]
+    assert having(page, '▲', 'right') == [place(2, 1)]
+    x, layer = four_images(), torch.nn.BatchNorm2d(4)
+    edited = x.clone()
+    edited[1, 0, 0, 0] = 30
+    for steps in (0, 10, 100):
+        page.get_by_role('slider', name='Training steps').fill(str(steps))
+        while layer.num_batches_tracked < steps:
+            layer(x)
+        expected = layer.eval()(edited).detach().flatten()
+        layer.train()
+        loose = 0.00501 + 0.045 * (expected.abs() >= 10)
+        assert ((numbers(page, 'right') - expected).abs() <= loose).all(), steps
 
 
 def test_a_screen_reader_finds_a_grid_and_hears_the_sum(explorer):
@@ -376,32 +385,31 @@ def test_a_screen_reader_finds_a_grid_and_hears_the_sum(explorer):
         assert said.text_content() == told  # the mouse does not talk
 
 
-def test_the_address_holds_the_view(explorer):
-    with explorer() as page:
-        page.get_by_role('radio', name='group', exact=True).click()
-        page.get_by_role('combobox', name='Batch').select_option('random')
-        page.get_by_role('spinbutton', name='Seed').fill('7')
-        page.get_by_role('group', name='Images').get_by_role('radio', name='3').check(force=True)
-        number(page, place(2, 2, 2)).focus()
-        page.keyboard.press('+')
-        view, work = page.evaluate('location.hash.slice(1)'), page.locator('.x-work').inner_text()
-        assert view.startswith('norm=gn&batch=random&seed=7&images=3&at=2.2.2&edits=2.2.2:')
-        show(page, 'norm=ln')
-        show(page, view)
-        assert page.locator('.x-work').inner_text() == work
-        for strange in (
-            'norm=spectral&groups=3&images=9', 'norm=constructor', 'at=9.9.9&edits=1.1.1:x,:',
-            'steps=1e9&seed=-1', 'batch=__proto__', 'gamma=1,2&beta=a,b,c,d', '%E0%A4%A',
-        ):  # fmt: skip
-            show(page, strange)
-            assert torch.equal(numbers(page, 'left'), four_images().flatten()), strange
-        for link in page.locator('a[data-view]').all():
-            view = link.get_attribute('data-view')
-            link.click()
-            page.wait_for_function("view => location.hash === '#' + view", arg=view)
-        show(page, 'norm=ln')
-        page.evaluate("location.hash = 'some-heading'")  # a heading of the page: the view stays
-        assert page.get_by_role('radio', name='layer', exact=True).is_checked()
+def test_the_address_holds_the_view(page):
+    page.get_by_role('radio', name='group', exact=True).click()
+    page.get_by_role('combobox', name='Batch').select_option('random')
+    page.get_by_role('spinbutton', name='Seed').fill('7')
+    page.get_by_role('group', name='Images').get_by_role('radio', name='3').check(force=True)
+    number(page, place(2, 2, 2)).focus()
+    page.keyboard.press('+')
+    view, work = page.evaluate('location.hash.slice(1)'), page.locator('.x-work').inner_text()
+    assert view.startswith('norm=gn&batch=random&seed=7&images=3&at=2.2.2&edits=2.2.2:')
+    show(page, 'norm=ln')
+    show(page, view)
+    assert page.locator('.x-work').inner_text() == work
+    for strange in (
+        'norm=spectral&groups=3&images=9', 'norm=constructor', 'at=9.9.9&edits=1.1.1:x,:',
+        'steps=1e9&seed=-1', 'batch=__proto__', 'gamma=1,2&beta=a,b,c,d', '%E0%A4%A',
+    ):  # fmt: skip
+        show(page, strange)
+        assert torch.equal(numbers(page, 'left'), four_images().flatten()), strange
+    for link in page.locator('a[data-view]').all():
+        view = link.get_attribute('data-view')
+        link.click()
+        page.wait_for_function("view => location.hash === '#' + view", arg=view)
+    show(page, 'norm=ln')
+    page.evaluate("location.hash = 'some-heading'")  # a heading of the page: the view stays
+    assert page.get_by_role('radio', name='layer', exact=True).is_checked()
 
 
 # ---- How it looks

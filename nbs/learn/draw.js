@@ -1,5 +1,5 @@
 // What the interactive pages draw with: elements, fields, the grid of a batch, a line of numbers, motion.
-import {PIXELS, counting, place, where} from './sets.js';
+import {PIXELS, counting, place} from './sets.js';
 
 export function h(tag, attributes = {}, ...children) {  // an element; `on...` attributes are listeners
   const made = document.createElement(tag);
@@ -78,8 +78,10 @@ export function draggable(element, {pick, take, change}) {
       removeEventListener('pointermove', move);
       removeEventListener('pointerup', end);
       removeEventListener('pointercancel', end);
-      if (moved) addEventListener('click', e => { e.stopPropagation(); }, {capture: true, once: true});
-      if (moved) setTimeout(() => element.dispatchEvent(new Event('dropped')));
+      if (!moved) return;
+      const swallow = e => e.stopPropagation();  // the click that ends a drag, if there is one
+      addEventListener('click', swallow, {capture: true});
+      setTimeout(() => removeEventListener('click', swallow, {capture: true}));
     };
     addEventListener('pointermove', move);
     addEventListener('pointerup', end);
@@ -114,7 +116,7 @@ export function grid(title, {small = false, images = 4, role = null} = {}) {
       td.style.setProperty('--from', `${100 * (from - low) / (high - low || 1)}%`);
       td.style.setProperty('--wide', `${100 * Math.abs(values[i]) / (high - low || 1)}%`);
       const on = lit(i), held = kept(i) && !on;
-      const classes = {'n-lit': on, 'n-kept': held, 'n-here': i === here, 'n-stripe': stripe(i), 'n-bright': share > 0.55,
+      const classes = {'n-lit': on, 'n-kept': held, 'n-here': i === here, 'n-stripe': stripe(i), 'n-bright': share > 0.46,
         'n-long': show(values[i]).length > 2 || signed};
       td.className = Object.keys(classes).filter(name => classes[name]).join(' ');
       td.dataset.mark = mark(i);
@@ -142,7 +144,9 @@ export function neighbour(i, {key, ctrlKey}, images) {
 export function pointing({root, cells}, images, hold, point = hold) {
   const at = event => event.target.closest?.('[data-i]');
   cells.forEach((td, i) => { td.tabIndex = i ? -1 : 0; td.setAttribute('role', 'gridcell'); });
-  root.addEventListener('pointerover', event => { if (event.pointerType === 'mouse') point(at(event) ? +at(event).dataset.i : null); });
+  root.addEventListener('pointerover', event => {
+    if (event.pointerType === 'mouse' && !event.buttons) point(at(event) ? +at(event).dataset.i : null);
+  });
   root.addEventListener('pointerleave', event => { if (event.pointerType === 'mouse') point(null); });
   root.addEventListener('focusin', event => {
     if (!at(event)) return;
@@ -206,5 +210,3 @@ export function predict(question, answers, right, words) {
   }), reply);
   return root;
 }
-
-export {where};

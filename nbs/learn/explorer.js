@@ -89,7 +89,9 @@ function mount(root) {
 
   function fillInput(view) {
     const {x, here, original} = view;
-    input.fill({values: x, here, lit: lit(view), stripe: i => stripes(view.norm, i), kept: i => view.inEval && view.sets[i] === view.sets[here],
+    const all = state.view === 'all';  // then the set of one norm says too little
+    input.fill({values: x, here, lit: all ? i => i === here : lit(view), stripe: i => !all && stripes(view.norm, i),
+      kept: i => !all && view.inEval && view.sets[i] === view.sets[here],
       mark: i => x[i] === original[i] ? '' : '*', told: i => x[i] === original[i] ? '' : `, was ${show(original[i])}`, ...greys(x, 0, 12)});
     input.cells.forEach((td, i) => { td.tabIndex = i === state.at ? 0 : -1; });
   }
