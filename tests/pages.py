@@ -65,8 +65,9 @@ def build(name, folder):
 
 
 @contextmanager
-def opened(chromium, address, view='', dark=False, **options):
-    "The page in a window of its own. No error, warning, failure or outside request may follow."
+def opened(chromium, address, view='', without='', **options):
+    """The page in a window of its own. No error, warning, failure or outside request may follow.
+    `without`: a script that is to stay away."""
     faults, home = [], address.rsplit('/', 1)[0]
     options = {'viewport': {'width': 1280, 'height': 800}, 'reduced_motion': 'reduce', **options}
     context = chromium.new_context(**options)
@@ -82,9 +83,9 @@ def opened(chromium, address, view='', dark=False, **options):
         'request',
         lambda ask: ask.url.startswith((home, 'data:', 'blob:')) or faults.append(ask.url),
     )
+    if without:
+        page.route(f'**/{without}', lambda route: route.fulfill(content_type='text/javascript'))
     page.goto(f'{address}#{view}' if view else address)
-    if dark:
-        page.evaluate("document.body.className = 'quarto-dark'")
     try:
         yield page
         assert not faults, faults
@@ -92,14 +93,22 @@ def opened(chromium, address, view='', dark=False, **options):
         context.close()
 
 
+def each_theme(page):
+    for theme in ('quarto-dark', 'quarto-light'):
+        page.evaluate('name => { document.body.className = name }', theme)
+        yield theme
+
+
 # Texts of a part of the page whose contrast with what is behind them is below 4.5 to 1
 FAINT = """selector => {
   const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const rgba = color => {
+  const known = new Map(), rgba = color => {
+    if (known.has(color)) return known.get(color);
     pen.clearRect(0, 0, 1, 1);
     pen.fillStyle = color;
     pen.fillRect(0, 0, 1, 1);
-    return [...pen.getImageData(0, 0, 1, 1).data];
+    known.set(color, [...pen.getImageData(0, 0, 1, 1).data]);
+    return known.get(color);
   };
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)

@@ -61,7 +61,7 @@ def node(tmp_path_factory):
     return run
 
 
-def cases(count=150):
+def cases(count=90):
     "Random batches: whole numbers or fractions, of many shapes, some with a constant image."
     chance = random.Random(0)
     for trial in range(count):
@@ -140,7 +140,7 @@ def site(serve, tmp_path_factory):
 
 @pytest.fixture
 def explorer(chromium, site):
-    "explorer('norm=gn', dark=True, ...) opens the page."
+    "explorer('norm=gn', viewport=...) opens the page."
     return lambda view='', **options: pages.opened(chromium, site, view, **options)
 
 
@@ -153,8 +153,9 @@ def shared(chromium, site):
 @pytest.fixture
 def page(shared):
     "The explorer at its start, in a window that these tests share."
-    show(shared, 'view=one')
+    shared.set_viewport_size(WIDE)
     shared.mouse.move(1, 1)
+    show(shared, 'view=one')
     return shared
 
 
@@ -422,33 +423,31 @@ def in_view(page, *selectors):
     return bottom - top <= page.viewport_size['height'] - 60
 
 
-def test_cause_and_effect_are_on_one_screen(explorer):
-    with explorer(viewport=WIDE) as page:
-        assert in_view(page, '#explorer .n-controls', '.x-left', '.x-right', '.x-work')
-    with explorer(viewport=PHONE) as page:
-        assert in_view(page, '.x-left', '.x-right table')
+def test_cause_and_effect_are_on_one_screen(page):
+    page.set_viewport_size(WIDE)
+    assert in_view(page, '#explorer .n-controls', '.x-left', '.x-right', '.x-work')
+    page.set_viewport_size(PHONE)
+    assert in_view(page, '.x-left', '.x-right table')
 
 
-@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
-def test_every_text_can_be_read(explorer, dark):
-    with explorer('norm=rms&edits=1.1.2:33&batch=random', dark=dark) as page:
-        for view in ('norm=bn', 'norm=lnc&batch=random', 'view=all&norm=gn&mode=eval'):
+def test_every_text_can_be_read(page):
+    for theme in pages.each_theme(page):
+        for view in ('norm=bn&edits=1.1.2:33', 'norm=lnc&batch=random', 'view=all&mode=eval'):
             show(page, view)
-            faint = page.evaluate(pages.FAINT, '#explorer')
-            assert faint == [], view
+            assert page.evaluate(pages.FAINT, '#explorer') == [], (theme, view)
 
 
 @pytest.mark.parametrize('width', [360, 820, 1920])
-def test_nothing_is_wider_than_the_screen(explorer, width):
-    with explorer(viewport={'width': width, 'height': 740}) as page:
-        for view in ('norm=gn&edits=1.1.1:-99&batch=random', 'mode=eval', 'view=all'):
-            show(page, view)
-            assert page.evaluate('document.documentElement.scrollWidth') <= width, view
-            cut = page.locator('#explorer :is(b, span, button)').evaluate_all(
-                'all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth)'
-                '.map(e => e.textContent)'
-            )
-            assert cut == [], view
+def test_nothing_is_wider_than_the_screen(page, width):
+    page.set_viewport_size({'width': width, 'height': 740})
+    for view in ('norm=gn&edits=1.1.1:-99&batch=random', 'mode=eval', 'view=all'):
+        show(page, view)
+        assert page.evaluate('document.documentElement.scrollWidth') <= width, view
+        cut = page.locator('#explorer :is(b, span, button)').evaluate_all(
+            'all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth)'
+            '.map(e => e.textContent)'
+        )
+        assert cut == [], view
 
 
 def test_motion_print_system_colours_and_no_script(explorer):
@@ -459,7 +458,7 @@ def test_motion_print_system_colours_and_no_script(explorer):
         page.wait_for_function(  # the numbers arrive
             "document.querySelector('.x-right b').textContent === '1'"
         )
-    with explorer('norm=gn&edits=1.1.1:30', dark=True, forced_colors='active') as page:
+    with explorer('norm=gn&edits=1.1.1:30', forced_colors='active') as page:
         assert page.locator('.n-grid b').first.evaluate(lasts) == '0s'
         edges = [
             page.locator(f'.x-left [data-i]{which} b').first.evaluate(

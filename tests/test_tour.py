@@ -20,21 +20,24 @@ def site(serve, tmp_path_factory):
     return serve(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def tour(chromium, site):
-    return lambda **options: pages.opened(chromium, f'{site}/tour.html', **options)
+    "tour(has_touch=True, ...) opens the tour, without the networks of its first scene."
+    address = f'{site}/tour.html'
+    return lambda **options: pages.opened(chromium, address, without='playground.js', **options)
 
 
 @pytest.fixture(scope='module')
-def page(chromium, site):
+def page(tour):
     "The tour, in a window that the tests of scenes share."
-    with pages.opened(chromium, f'{site}/tour.html') as page:
+    with tour() as page:
         yield page
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def which(chromium, site):
-    return lambda **options: pages.opened(chromium, f'{site}/which_norm.html', **options)
+    with pages.opened(chromium, f'{site}/which_norm.html') as page:
+        yield page
 
 
 def scene(page, name):
@@ -65,11 +68,12 @@ CHANNEL = four_images()[:, 0].flatten().double()  # the sixteen numbers of chann
 # ---- Scene by scene, by mouse
 
 
-def test_break_it_trains(page):
-    toy = page.locator('#two-networks')
-    toy.get_by_role('button', name='Play').click()
-    page.wait_for_function("+document.querySelector('#two-networks').dataset.steps > 3")
-    toy.get_by_role('button', name='Pause').click()
+def test_break_it_trains(chromium, site):
+    with pages.opened(chromium, f'{site}/tour.html') as page:
+        toy = page.locator('#two-networks')
+        toy.get_by_role('button', name='Play').click()
+        page.wait_for_function("+document.querySelector('#two-networks').dataset.steps > 3")
+        toy.get_by_role('button', name='Pause').click()
 
 
 def test_one_number_lights_its_set_under_every_norm(page):
@@ -225,63 +229,62 @@ def test_averages_and_tiny_batches(page):
 # ---- Choosing
 
 
-def test_the_questions_lead_to_a_norm(tour, which):
-    for opened in (tour, which):
-        with opened() as page:
-            tree = page.locator('[data-which]')
-            lit = tree.locator('.w-end strong')
-            for question, norm in ((3, 'Batch norm'), (1, 'RMS norm')):
-                tree.get_by_role('button', name=re.compile('^yes')).nth(question).press('Enter')
-                assert lit.count() == 1 and norm in lit.inner_text()
-            tree.get_by_role('button', name=re.compile('^no:')).nth(3).press('Enter')
-            assert lit.inner_text() == 'Group norm'
-            assert 'Group norm' in tree.locator('.n-said').text_content()
-
-
-def test_it_prints_on_one_sheet(which):
-    with which(dark=True) as page:
-        sheet = page.pdf(prefer_css_page_size=True)
-        assert len(re.findall(rb'/Type\s*/Page\b', sheet)) == 1
+def test_the_questions_lead_to_a_norm(page, which):
+    for shown in (page, which):
+        tree = shown.locator('[data-which]')
+        lit = tree.locator('.w-end strong')
+        for question, norm in ((3, 'Batch norm'), (1, 'RMS norm')):
+            tree.get_by_role('button', name=re.compile('^yes')).nth(question).press('Enter')
+            assert lit.count() == 1 and norm in lit.inner_text()
+        tree.get_by_role('button', name=re.compile('^no:')).nth(3).press('Enter')
+        assert lit.inner_text() == 'Group norm'
+        assert 'Group norm' in tree.locator('.n-said').text_content()
 
 
 def test_every_line_of_the_tree_is_torch(which):
-    with which() as page:
-        lines = page.locator('.w-leaf code').all_inner_texts()
+    lines = which.locator('.w-leaf code').all_inner_texts()
     names = {'nn': torch.nn, 'dim': 8, 'channels': 16, 'bn_layer': torch.nn.BatchNorm2d(4)}
     for line in lines:
         eval(line, names)
     assert len(lines) == 5
 
 
+def test_it_prints_on_one_sheet(which):
+    sheet = which.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb'/Type\s*/Page\b', sheet)) == 1
+
+
 # ---- Other hands, other eyes
 
 
-def test_keyboard(tour):
-    with tour() as page:
-        bright = scene(page, 'bright')
-        bright.get_by_role('radio', name='dark').focus()
-        page.keyboard.press('Space')
-        assert 'It is: that depends.' in bright.locator('.n-reply').inner_text()
-        page.keyboard.press('Tab')  # on to the grid
-        page.keyboard.press('ArrowRight')
-        assert page.evaluate('document.activeElement.dataset.i') == '1'
-        assert 'image 1, channel 1, top right, 4' in bright.locator('.n-said').text_content()
-        scene(page, 'slide').get_by_role('button', name='Subtract').press('Enter')
-        page.keyboard.press('Enter')  # the next button has the focus
-        page.keyboard.press('ArrowRight')  # and then the slider of gamma
-        assert 'Gamma is 1.25' in words(page, 'slide')
-        for name in ('brightness', 'pair', 'scale', 'film', 'tiny'):
-            slider = scene(page, name).get_by_role('slider').first
-            before = scene(page, name).inner_text()
-            slider.press('End' if name != 'pair' else 'Home')
-            assert scene(page, name).inner_text() != before, name
-        for name in ('back', 'average'):
-            choice = scene(page, name).locator('.n-choices').nth(1).get_by_role('radio').first
-            before = scene(page, name).inner_text()
-            choice.press('ArrowRight')
-            assert scene(page, name).inner_text() != before, name
-        scene(page, 'running').get_by_role('button', name='one step').press('Enter')
-        assert 'running mean: 0.8' in scene(page, 'running').inner_text()
+def test_keyboard(page):
+    bright = scene(page, 'bright')
+    bright.get_by_role('radio', name='dark').focus()
+    page.keyboard.press('Space')
+    assert 'It is: that depends.' in bright.locator('.n-reply').inner_text()
+    page.keyboard.press('Tab')  # on to the grid
+    page.keyboard.press('ArrowRight')
+    assert page.evaluate('document.activeElement.dataset.i') == '1'
+    assert 'image 1, channel 1, top right, 4' in bright.locator('.n-said').text_content()
+    scene(page, 'slide').get_by_role('button', name='Subtract').press('Enter')
+    page.keyboard.press('Enter')  # the next button has the focus
+    page.keyboard.press('ArrowRight')  # and then the slider of gamma
+    assert 'Gamma is 1.25' in words(page, 'slide')
+    for name in ('brightness', 'pair', 'scale', 'film', 'tiny'):
+        slider = scene(page, name).get_by_role('slider').first
+        texts = []
+        for key in ('Home', 'End'):
+            slider.press(key)
+            texts.append(scene(page, name).inner_text())
+        assert texts[0] != texts[1], name
+    for name in ('back', 'average'):
+        choice = scene(page, name).locator('.n-choices').nth(1).get_by_role('radio').first
+        before = scene(page, name).inner_text()
+        choice.press('ArrowRight')
+        assert scene(page, name).inner_text() != before, name
+    for button in ('New layer', 'one step'):
+        scene(page, 'running').get_by_role('button', name=button).press('Enter')
+    assert 'running mean: 0.8' in scene(page, 'running').inner_text()
 
 
 def test_touch(tour):
@@ -307,19 +310,16 @@ def test_touch(tour):
             assert scene(page, name).inner_text() != before
 
 
-@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
-def test_every_text_can_be_read_and_has_room(tour, which, dark):
-    for opened in (tour, which):
-        with opened(dark=dark, viewport={'width': 360, 'height': 740}) as page:
-            for root in page.locator('.n-predict').all():
-                root.locator('label').first.click()
-            for root in page.locator('.n-toy').all():
-                name = root.get_attribute('data-scene') or 'which'
-                part = f'[data-scene={name}]' if name != 'which' else '[data-which]'
-                assert page.evaluate(pages.FAINT, part) == [], name
-            for width in (360, 820, 1920):
-                page.set_viewport_size({'width': width, 'height': 740})
-                assert page.evaluate('document.documentElement.scrollWidth') <= width
+def test_every_text_can_be_read_and_has_room(page, which):
+    for shown in (page, which):
+        shown.set_viewport_size({'width': 360, 'height': 740})
+        for root in shown.locator('.n-predict').all():
+            root.locator('label').first.click()
+        for theme in pages.each_theme(shown):
+            assert shown.evaluate(pages.FAINT, '.n-toy') == [], theme
+        for width in (360, 820, 1920):
+            shown.set_viewport_size({'width': width, 'height': 740})
+            assert shown.evaluate('document.documentElement.scrollWidth') <= width
 
 
 def test_a_screen_reader_finds_names_and_motion_ends(tour):
