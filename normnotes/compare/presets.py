@@ -24,6 +24,7 @@ from ..variants import number_text
 _NORMS = ('bn', 'ln', 'gn')
 _L1 = [f'+l1={x}' for x in ('0', '1e-5', '1e-4', '3e-4', '1e-3', '3e-3', '0.01', '0.05')]
 _L2 = [f'+l2={x}' for x in ('3e-4', '5e-3', '0.05', '0.5', '5')]
+_DIGIT_RATES = [f'@lr={x}' for x in ('0.025', '0.00625', '0.0125', '0.05', '0.1')]
 _FIVE_RATES = [f'@lr={x}' for x in ('0.1', '0.0125', '0.025', '0.05', '0.2')]
 _RATES = ['@lr=0.05', '', '@lr=0.2', '@lr=0.4']
 _TENS = [f'@lr={x}' for x in ('0.003', '0.01', '0.03', '0.1', '0.3', '1', '3', '10')]
@@ -62,6 +63,8 @@ _QUESTIONS = {
     'share of runs below 50 % at each depth, at the better of two rates.',
     'mnist-rate': 'Which learning rate suits each norm on MNIST? Chosen on 10,000 training images '
     'that are held out; the test images play no part.',
+    'compare-rate': 'Which learning rate suits each norm in the default comparison on the digits? '
+    'Chosen on 300 training images that are held out.',
     'ghost-batch': 'What do statistics of fewer images cost batch norm, while the batch of the '
     'gradient stays at 128? Planned: each part against the whole batch, the slope over the size of '
     'the part, and the smallest part against layer and group norm.',
@@ -87,6 +90,7 @@ _QUESTIONS = {
 }
 
 # %% ../../nbs/compare/presets.ipynb #1c767bc4
+_DEFAULT = ('bn+l1', 'ln', 'gn')
 _BOUGHT = ('none+he', 'none', 'bn', 'ln', 'gn', 'rms')
 _WITHOUT = ('none+he', *_NORMS)
 _FIVE = ('bn+l1', 'ln', 'gn', 'bn', 'none')
@@ -118,6 +122,9 @@ STUDIES: dict[str, Study] = {  # the studies of the book
         ),
         Study('mnist-rate', 'mnist', 'net', _sweep(_FIVE_RATES, _WITHOUT)).replace(
             epochs=8, pairs=_vs_first(_FIVE_RATES, _WITHOUT), validation=10_000
+        ),
+        Study('compare-rate', variants=_sweep(_DIGIT_RATES, _DEFAULT)).replace(
+            seeds=5, batch_size=32, pairs=_vs_first(_DIGIT_RATES, _DEFAULT), validation=300
         ),
         Study('ghost-batch', 'mnist', 'net', (*_GHOSTS, *_NORMS)).replace(
             seeds=5,
