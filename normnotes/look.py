@@ -63,14 +63,14 @@ def format_number(value: float, decimals: int) -> str:
     return '0' if text == '-0' else text.replace('-', '–')
 
 # %% ../nbs/ground/look.ipynb #5cb67b62
-INK = '#333333'  # words and axes
+INK = '#323337'  # words and axes; no picture has this very grey
 _ON_DARK = {  # the same greys on a dark page
     INK: '#dddddd',
     '#000000': '#dddddd',
     '#555555': '#a6a6a6',
-    '#dddddd': '#484848',
-    '#f4f4f4': '#33373c',
-    '#b0b0b0': '#7d838a',
+    '#dcdddf': '#484848',  # the grid
+    '#f4f5f6': '#33373c',  # pale pixels, and the numbers in them
+    '#b0b1b3': '#7d838a',
 }
 
 
@@ -215,7 +215,7 @@ def book_style() -> None:
     mpl.rc('axes', edgecolor=INK, labelcolor=INK, facecolor='none', axisbelow=True, grid=True)
     mpl.rc('axes', prop_cycle=cycler(color=list(PALETTE.values())))
     mpl.rc('axes.spines', top=False, right=False)
-    mpl.rc('grid', color='#dddddd', linewidth=0.6)
+    mpl.rc('grid', color='#dcdddf', linewidth=0.6)
     mpl.rc('legend', fontsize=9, frameon=False)
     mpl.rc('lines', linewidth=1.8)
     mpl.rc('xtick', labelsize=9, color=INK)

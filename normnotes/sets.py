@@ -286,8 +286,8 @@ def draw_by_hand(
     if not row.centred:
         titles = f'mean square {var:g}', f'divide by {var**0.5:.3g}'
     member = (sets == number).flatten().tolist()
-    fills = [mix(row.color, 0.35) if m else '#f4f4f4' for m in member]
-    inks = ['black' if m else '#b0b0b0' for m in member]
+    fills = [mix(row.color, 0.35) if m else '#f4f5f6' for m in member]
+    inks = ['black' if m else '#b0b1b3' for m in member]
     y = normalize_by_sets(x, sets, eps=0.0, centred=row.centred)
     before, after = x.detach().flatten().tolist(), y.detach().flatten().tolist()
     texts = [format_number(v, 0) for v in before]
