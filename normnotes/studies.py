@@ -6,9 +6,9 @@
 __all__ = ['Variant', 'Contrast', 'Estimate', 'estimate', 'fisher', 'holm', 'main_effect', 'sampling_error', 'seeds_needed',
            'share_interval', 'slope_difference', 'DATASET_DEFAULTS', 'DEFAULT_LAMBDAS', 'Study', 'COLUMNS', 'RunFolder',
            'StudyError', 'find_studies', 'read_study', 'RUN_METRICS', 'Comparison', 'Metric', 'compare_runs',
-           'compare_table', 'read_pairs', 'read_runs', 'Results', 'failures', 'fingerprints', 'provenance_note',
-           'summary_table', 'to_markdown', 'write_report', 'default_jobs', 'run_study', 'Claim', 'ClaimTest', 'Finding',
-           'CLAIMS', 'STUDIES', 'check_claim', 'claims_table', 'get_studies']
+           'compare_folder', 'compare_table', 'read_pairs', 'read_runs', 'Results', 'failures', 'fingerprints',
+           'provenance_note', 'summary_table', 'to_markdown', 'write_report', 'default_jobs', 'run_study', 'Claim',
+           'ClaimTest', 'Finding', 'CLAIMS', 'STUDIES', 'check_claim', 'claims_table', 'get_studies']
 
 # %% ../nbs/compare/studies.ipynb #f1f1db8b
 from .compare.claims import Claim, ClaimTest, Finding  # noqa: F401
@@ -37,7 +37,7 @@ from normnotes.compare.statistics import (  # noqa: F401
     share_interval,
     slope_difference,
 )
-from .compare.tables import compare_table, read_pairs, read_runs  # noqa: F401
+from .compare.tables import compare_folder, compare_table, read_pairs, read_runs  # noqa: F401
 from .variants import Variant  # noqa: F401
 
 # %% ../nbs/compare/studies.ipynb #e3c289a0
@@ -45,7 +45,8 @@ _all_ = [
     'Variant', 'Contrast', 'Estimate', 'estimate', 'fisher', 'holm', 'main_effect',
     'sampling_error', 'seeds_needed', 'share_interval', 'slope_difference', 'DATASET_DEFAULTS',
     'DEFAULT_LAMBDAS', 'Study', 'COLUMNS', 'RunFolder', 'StudyError', 'find_studies',
-    'read_study', 'RUN_METRICS', 'Comparison', 'Metric', 'compare_runs', 'compare_table',
+    'read_study', 'RUN_METRICS', 'Comparison', 'Metric', 'compare_runs', 'compare_folder',
+    'compare_table',
     'read_pairs', 'read_runs', 'Results', 'failures', 'fingerprints', 'provenance_note',
     'summary_table', 'to_markdown', 'write_report', 'default_jobs', 'run_study', 'Claim',
     'ClaimTest', 'Finding', 'CLAIMS', 'STUDIES', 'check_claim', 'claims_table', 'get_studies',

@@ -181,6 +181,8 @@ def _closing(c: Comparison) -> str:
     winner, lost = (c.a, c.lost_a) if c.lead > 0 else (c.b, c.lost_b)
     if lost and c.differs:
         return f'{winner} lost {_counted(lost, "run")}, and the others may be the lucky ones'
+    if c.margin is not None and c.effect.within(c.margin):
+        return f'{_counted(c.lost_a + c.lost_b, "run")} failed, so the two are not called equal'
     fewest, more, most = c.seeds_to_close or (None, None, None)
     if more:
         reach = f' ({fewest} to {most})' if most else f' ({fewest} or many more)'

@@ -187,15 +187,15 @@ class Contrast:
 # %% ../../nbs/compare/statistics.ipynb #415599cc
 def main_effect(
     variants: Sequence[str],  # those with the part and those without it
-    part: str,  # what some have, such as '+l1'
+    part: str,  # what some have, such as 'l1'
 ) -> Contrast:
     "The variants that have a part, minus those that do not."
-    has = {v: part in [f'+{word}' for word in v.split('@')[0].split('+')[1:]] for v in variants}
+    has = {v: part in v.split('@')[0].split('+') for v in variants}
     n = sum(has.values())
     if n in (0, len(has)):
         raise ValueError(f'{part!r} must be in some of {", ".join(variants)}, and not in all')
     weights = {v: 1 / n if yes else -1 / (len(has) - n) for v, yes in has.items()}
-    return Contrast(f'with {part[1:]}', f'without {part[1:]}', weights)
+    return Contrast(f'with {part}', f'without {part}', weights)
 
 # %% ../../nbs/compare/statistics.ipynb #3889b8f0
 def slope_difference(
