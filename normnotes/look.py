@@ -137,8 +137,9 @@ def image_bytes(
     paper = 'white' if bare and kind != 'svg' else 'auto'
     colors = {'facecolor': paper, 'edgecolor': 'auto'}
     options = {'dpi': 'figure', 'metadata': _UNDATED[kind]} | colors | options
-    words = {'svg.hashsalt': 'normnotes', 'svg.fonttype': 'none'}  # text that can be searched
-    with mpl.rc_context(words), _layout_at_rest(fig):
+    # words stay words in an SVG file: small, and found by a search
+    same = mpl.rc_context({'svg.hashsalt': 'normnotes', 'svg.fonttype': 'none'})
+    with same, _layout_at_rest(fig):
         fig.savefig(file, format=kind, **options)
     if kind == 'svg':
         return _for_dark_pages(_compact(file.getvalue()))

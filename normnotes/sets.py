@@ -205,8 +205,8 @@ def draw_cube(
     kinds: Sequence[str] = ('bn', 'ln', 'in', 'gn'),  # which norms, one cube each
     shape: Sequence[int] = (4, 4, 2, 2),  # (N, C, H, W)
     groups: int | None = 2,  # the number of groups of group norm
-) -> 'Figure':  # the first set of each norm, lit in a cube with the axes N, C and H*W
-    "Draw the batch as a cube of N, C and H*W, and light the elements that share the first mean."
+) -> 'Figure':  # the first set of each norm, lit in a cube with the axes N, C and H·W
+    "Draw the batch as a cube of N, C and H·W, and light the elements that share the first mean."
     import matplotlib.pyplot as plt
     from matplotlib.colors import LightSource
 

@@ -196,6 +196,8 @@ def test_text_says_what_it_means(staged):
     "No star that Markdown takes for emphasis, and no heading that skips a level."
     found = []
     for name, cells in staged.items():
+        if name.startswith('check/'):
+            continue
         level = 1
         for text in (prose(cell) for cell in cells if cell['cell_type'] == 'markdown'):
             words = re.sub(r'\$\$.*?\$\$|`[^`]*`|^ {4}.*$|<[^>]*>', '', text, flags=re.S | re.M)
