@@ -8,6 +8,7 @@ __all__ = ['Change', 'Report', 'is_norm', 'is_frozen', 'freeze_norms', 'thaw_nor
 
 # %% ../nbs/model/running_stats.ipynb #edf05122
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ def is_norm(
 ) -> bool:  # whether it is a norm layer, going by the name of its class
     "Whether a layer is a norm, of whatever library; a block that contains norms is not."
     kind = type(layer)
-    named = 'norm' in kind.__name__.lower() and not kind.__module__.startswith('torch.nn.utils')
+    word = kind.__name__.lower().replace('normalize', '').replace('localresponsenorm', '')
+    named = 'norm' in word and not kind.__module__.startswith('torch.nn.utils')
     return named and not any(True for _ in layer.children())
 
 # %% ../nbs/model/running_stats.ipynb #196413f6
@@ -78,17 +80,20 @@ def freeze_norms(
     report: Report | None = None,  # gets a line per norm
 ) -> nn.Module:  # `model`
     "Hold the statistics of all norms still, through every later `model.train()`."
-    for name, layer in model.named_modules():
-        if not is_norm(layer) or is_frozen(layer):
+    for where, layer in model.named_modules():
+        if not is_norm(layer):
             continue
-        own = [p for p in layer.parameters(recurse=False) if gains and p.requires_grad]
-        for p in own:
-            p.requires_grad_(False)
-        vars(layer)['train'] = functools.partial(_stay_frozen, layer)
-        vars(layer)['thawed'] = (layer.training, own)
-        layer.train()
+        own = [k for k, p in layer.named_parameters(recurse=False) if gains and p.requires_grad]
+        for name in own:
+            getattr(layer, name).requires_grad_(False)
+        if is_frozen(layer):  # frozen before, perhaps without its gains
+            vars(layer)['thawed'][1].extend(own)
+        else:
+            vars(layer)['thawed'] = (layer.training, own)
+            vars(layer)['train'] = functools.partial(_stay_frozen, layer)
+            layer.train()
         if report is not None:
-            report.add(name, 'frozen', layer, f'{len(own)} parameters' if own else 'statistics')
+            report.add(where, 'frozen', layer, f'{len(own)} parameters' if own else 'statistics')
     return model
 
 # %% ../nbs/model/running_stats.ipynb #0f1a693d
@@ -100,8 +105,8 @@ def thaw_norms(
         if is_frozen(layer):
             layer.training, own = vars(layer).pop('thawed')
             del vars(layer)['train']
-            for p in own:
-                p.requires_grad_(True)
+            for name in own:
+                getattr(layer, name).requires_grad_(True)
     return model
 
 # %% ../nbs/model/running_stats.ipynb #fc9e6ce4
@@ -186,15 +191,18 @@ def send(
     "Send one batch of a loader through a model."
     if forward is not None:
         return forward(model, batch)
+    named = isinstance(batch, Mapping)
+    first = [] if named else [batch[0] if isinstance(batch, (tuple, list)) else batch]
+    args = [_to(x, device) for x in first]
+    kwargs = {key: _to(x, device) for key, x in batch.items()} if named else {}
     try:
-        if isinstance(batch, Mapping):
-            return model(**{key: _to(x, device) for key, x in batch.items()})
-        return model(_to(batch[0] if isinstance(batch, (tuple, list)) else batch, device))
+        inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(
-            f'{type(model).__name__} did not take this {type(batch).__name__} ({error}); pass '
+            f'{type(model).__name__} does not take this {type(batch).__name__} ({error}); pass '
             'forward=lambda model, batch: model(...)'
         ) from error
+    return model(*args, **kwargs)
 
 # %% ../nbs/model/running_stats.ipynb #48e5d3c0
 def _distance(layer: Any, pooled: PooledStats) -> str:
@@ -250,10 +258,17 @@ def recompute_stats(
         seen = int(_all_sum(torch.tensor(seen)))
         if not seen:
             raise ValueError('batches is empty; a generator that was used up gives no batches')
+    pooled = {m: pool_processes(p, m.num_features) for m, p in pooled.items()}
+    for m, p in pooled.items():
+        if not (p.mean.isfinite().all() and p.squares.isfinite().all()):
+            raise ValueError(
+                f'{named[m] or "the model"} got NaN or infinite inputs, so no statistics were '
+                'replaced; look at the batches and at the layers before it'
+            )
     for m, name in named.items():
         action, note = 'kept', 'frozen' if is_frozen(m) else 'it has no running statistics'
         if m in pooled:
-            p, note = pool_processes(pooled[m], m.num_features), 'no batch reached it'
+            p, note = pooled[m], 'no batch reached it'
             if p.count > 1:
                 action, note = 'recomputed', '' if report is None else _distance(m, p)
                 m.running_mean.copy_(p.mean)

@@ -167,6 +167,8 @@ def fold_batchnorms(
         conv, bn = folded.get_submodule(first) if module else None, folded.get_submodule(name)
         if not isinstance(conv, _LINEAR) or not isinstance(before, fx.Node):
             why[name] = f'behind {type(conv).__name__ if module else first or "the input"}'
+        elif isinstance(conv, nn.Linear) and example is None:  # right for (N, C) inputs only
+            why[name] = 'a Linear is folded only where an example proves it'
         elif calls[first] > 1 or calls[name] > 1:
             why[name] = 'it or the layer before it is used twice'
         elif len(before.users) > 1:

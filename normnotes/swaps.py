@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import norms
 from .core import evaluating
 from .norms import default_groups, make_norm
-from .running_stats import PooledStats, Report, is_norm, send
+from .running_stats import PooledStats, Report, is_frozen, is_norm, send
 from .sets import NORMS, parse_norm
 
 # %% ../nbs/model/swaps.ipynb #21ea8199
@@ -53,6 +53,8 @@ def _is_swapped(m: nn.Module, name: str) -> bool:
         return False
     if m._forward_hooks or m._forward_pre_hooks:
         raise ValueError(f'{where} has a hook, which would be lost; remove it first')
+    if is_frozen(m):
+        raise ValueError(f'{where} is frozen by freeze_norms; call thaw_norms first')
     if nn.utils.parametrize.is_parametrized(m):
         raise ValueError(f'{where} has a parametrization; remove_parametrizations first')
     return True
@@ -69,12 +71,12 @@ def _make(to: Any, c: int, dims: str, flat: bool, groups: int | None, impl: str,
     if not isinstance(to, str):
         return make_norm(to, c, groups=groups, impl=impl, **kw)
     kind, groups = parse_norm(to, groups)
-    if flat and kind == 'gn':
+    if dims == '1d' and kind == 'gn':  # it may get one number per channel
         groups = (default_groups(c // 4) if c % 4 == 0 else 1) if groups is None else groups
     if flat and c > 1 and (kind == 'in' or (kind == 'gn' and groups == c)):
         raise ValueError(
-            f'behind a Linear each set of {to!r} would have one number, and the output would be '
-            f"zero; use 'ln', or fewer than {c} groups"
+            f'behind a Linear or Flatten each set of {to!r} would have one number, and the output '
+            f"would be zero; use 'ln', or fewer than {c} groups"
         )
     if kind in ('bn', 'in') and dims != '2d':
         if impl != 'torch':
@@ -186,8 +188,10 @@ def _planned(
     for name, m in model.named_modules():
         if _is_swapped(m, name):
             plan[m] = name, _replacement(m, name, like, flat, to, groups, impl)
-        elif any(True for _ in m.parameters(recurse=False)):
-            flat = isinstance(m, nn.Linear)  # the last layer with weights before the norm
+        elif isinstance(m, nn.Flatten) or any(True for _ in m.parameters(recurse=False)):
+            flat = isinstance(
+                m, (nn.Linear, nn.Flatten)
+            )  # the last layer with weights before the norm
     return plan
 
 # %% ../nbs/model/swaps.ipynb #63d74832

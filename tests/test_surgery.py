@@ -109,7 +109,7 @@ def test_every_number_of_dimensions(dims, shape, kind):
     y = new(x)
     assert y.shape == x.shape and new[0].weight is old.weight
     if kind == 'gn':
-        expected = nn.functional.group_norm(x, 4, old.weight, old.bias)
+        expected = nn.functional.group_norm(x, 2 if dims == '1d' else 4, old.weight, old.bias)
     elif kind == 'in':
         expected = nn.functional.instance_norm(x, weight=old.weight, bias=old.bias)
     elif kind == 'bn':
@@ -136,6 +136,10 @@ def test_a_mixed_model_and_its_report():
 @pytest.mark.parametrize('kind', ['in', 'gn:8'])
 def test_one_number_per_set_behind_a_linear_is_refused(kind):
     net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+    pooled = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.BatchNorm1d(8))
+    with pytest.raises(ValueError, match='2: '):
+        swap_norms(pooled, kind)
+    assert swap_norms(nn.BatchNorm1d(4)).num_groups == 1
     with pytest.raises(ValueError, match=r'1: .*Linear'):
         swap_norms(net, kind)
     assert type(net[1]) is nn.BatchNorm1d
@@ -208,6 +212,21 @@ def test_freezing_twice_and_thawing_bring_back_what_was():
     assert net[4].training and thaw_norms(net) is net
 
 
+def test_gains_frozen_later_and_weights_loaded_into_a_frozen_model_thaw_as_well():
+    net = freeze_norms(freeze_norms(small_net(), gains=False))
+    assert not net[1].weight.requires_grad
+    with pytest.raises(ValueError, match='thaw_norms'):
+        swap_norms(net)
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+    assert all(p.requires_grad for p in thaw_norms(net).parameters())
+
+
+def test_only_norms_are_frozen():
+    made = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 1))
+    net = freeze_norms(nn.Sequential(made, nn.LocalResponseNorm(2))).train()
+    assert all(m.training for m in net.modules())
+
+
 def test_moved_sees_one_bit_and_refuses_to_compare_a_thing_with_itself():
     net = small_net()
     before = copy.deepcopy(net.state_dict())
@@ -262,6 +281,28 @@ def test_batches_of_any_kind_and_the_report():
     frozen = freeze_norms(TwoInputs().double())
     recompute_stats(frozen, [{'a': x, 'b': x}])
     assert frozen.norm.running_mean.abs().max() == 0
+
+
+def test_bad_batches_replace_nothing_and_errors_of_the_model_stay_its_own():
+    net = small_net()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match='1 got NaN'):
+        recompute_stats(net, [random(2, 3, 8, 8) * float('nan')])
+    assert moved(before, net.state_dict()) == {}
+
+    class Broken(nn.Sequential):
+        def forward(self, x):
+            raise TypeError('my own')
+
+    with pytest.raises(TypeError, match=r'^my own$'):
+        recompute_stats(Broken(nn.BatchNorm1d(3)), [random(2, 3)])
+
+
+def test_containers_with_norm_in_their_name_are_walked_through():
+    from torchvision.ops import Conv2dNormActivation
+
+    net = swap_norms(nn.Sequential(Conv2dNormActivation(3, 8)))
+    assert type(net[0][1]) is nn.GroupNorm
 
 
 PROCESS = """
@@ -350,6 +391,21 @@ def test_fold_into_other_layers(conv, bn, shape):
     folded = fold_batchnorms(model.eval(), x)
     assert type(folded[1]) is nn.Identity
     torch.testing.assert_close(folded(x), model(x))
+
+
+def test_a_linear_is_folded_only_with_proof():
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).double()
+    x = random(8, 4, 4)  # channels in the middle: the Linear works on the last dimension
+    net(3 * x)
+    torch.testing.assert_close(fold_batchnorms(net.eval())(x), net(x))
+    with pytest.raises(ArithmeticError):
+        fold_batchnorms(net, x)
+
+
+def test_half_precision_passes_its_proof():
+    report = Report()
+    fold_batchnorms(small_net().eval().half(), random(2, 3, 8, 8), report=report)
+    assert report[-1].action == 'proved'
 
 
 class Tied(nn.Sequential):
