@@ -12,6 +12,7 @@ NAMES = {
     'sets': 'NORMS norm_kind parse_norm divisors stat_sets count_sets set_stats draw_sets',
     'norms': 'BatchNorm2d LayerNorm2d GroupNorm InstanceNorm2d RMSNorm2d make_norm',
     'surgery': 'swap_norms recompute_stats fold_batchnorm',
+    'doctor': 'examine Report Finding',
     'augment': 'Augment AUGMENTS augment',
     'data': 'load_data load_if_cached DATASETS DataSet Split Batches normalize',
     'models': 'Net CifarNet MODELS make_model count_params save_model load_model',
@@ -25,6 +26,7 @@ NAMES = {
 SIGNATURES = {
     'sets.stat_sets': ['kind', 'shape', 'groups'],
     'norms.make_norm': ['kind', 'num_channels', 'groups', 'impl'],
+    'doctor.examine': ['model', 'data', 'optimizer', 'loss'],
     'data.load_data': ['name', 'data_dir', 'device', 'progress'],
     'training.fit': ['model', 'data', 'config'],
     'training.l1_penalty': ['model'],
@@ -56,5 +58,7 @@ def test_a_layer_takes_the_arguments_of_torch(name):
 
 def test_the_command_its_subcommands_and_the_columns_of_its_table():
     assert ','.join(importlib.import_module('normnotes.studies').COLUMNS) == COLUMNS
-    assert all(cli.main([c, '--help']) == 0 for c in 'compare study studies report data'.split())
+    assert all(
+        cli.main([c, '--help']) == 0 for c in 'compare study studies report data doctor'.split()
+    )
     assert cli.main(['no-such-command']) == 2
