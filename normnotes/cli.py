@@ -74,8 +74,10 @@ _SETTINGS: dict[str, tuple[Any, str, str, str]] = {
     'l2': (_strength, 'X', 'strength of +l2', '5e-4'),
     'augment': (str, 'NAME', _AUGMENTS, 'light; cifar for cifar10'),
 }
+_INPUT: dict[str, tuple[Any, str, str, str]] = {
+    'input': (_shape, 'SHAPE', 'of a batch of noise for the model, as in 8,3,224,224', '')
+}
 _RUNNING: dict[str, tuple[Any, str, str, str]] = {
-    'input': (_shape, 'SHAPE', 'of a batch of noise for the model, as in 8,3,224,224', ''),
     'out': (str, 'DIR', 'folder for all files, new or with results already', 'runs/NAME'),
     'jobs': (_count, 'N', 'runs at a time', 'one per CPU core; one on a GPU'),
     'device': (str, 'NAME', 'cpu, cuda, cuda:1 or mps', 'the fastest there is'),
@@ -128,8 +130,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
-    tables = (('settings', _SETTINGS), ('comparison', _VERDICT), ('running', _RUNNING))
-    for title, table in tables:
+    tables: dict[str, dict[str, Any]] = {'settings': _SETTINGS, 'comparison': _VERDICT}
+    tables |= {'examination': _INPUT, 'running': _RUNNING}
+    for title, table in tables.items():
         names = [name for name in table if name in _COMMANDS[command][1]]
         group = parser.add_argument_group(title) if names else parser
         for name in names:

@@ -47,6 +47,10 @@ class Fixed(NamedTuple):
     left: list[Finding]  # what needs a decision of yours
 
 
+def _counted(count: int, what: str) -> str:
+    return f'{count} {what}' if count == 1 else f'{count} {what}s'
+
+
 def _finite_or_text(value: float) -> Any:
     return value if value == value and abs(value) != float('inf') else str(value)
 
@@ -98,20 +102,18 @@ class Report:
     def _title(self) -> str:
         kinds = [norm.family for norm in self.evidence.norms]
         count = ', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))
-        norms = f'{len(kinds)} norm layers ({count})' if kinds else 'no norm layers'
+        norms = f'{_counted(len(kinds), "norm layer")} ({count})' if kinds else 'no norm layers'
         found = [f.severity for f in self.findings]
-        totals = [
-            f'{found.count(s)} {s}{"s" * (found.count(s) != 1)}' for s in SEVERITIES if s in found
-        ]
+        totals = [_counted(found.count(s), s) for s in SEVERITIES if s in found]
         return f'{_name(self.evidence.model)}: {norms}; {", ".join(totals) or "nothing found"}'
 
     def __str__(self) -> str:
         lines = [self._title()]
         for severity, check, layer, message, repair in self._rows():
             lines += [
-                f'{severity:8}{check:18}{layer}',
-                f'{"":8}{message}',
-                f'{"":8}repair: {repair}',
+                f'{severity:9}{check:23}{layer}',
+                f'{"":9}{message}',
+                f'{"":9}repair: {repair}',
             ]
         return '\n'.join(lines)
 

@@ -330,10 +330,9 @@ def gather(
         evidence.biased.update(made)
         evidence.output = _logits(output)
         if not callable(chosen[0]):
-            evidence.data = [
-                (args or tuple(named.values()))[0]
-                for args, named, _ in (split_batch(model, batch) for batch in chosen)
-            ]
+            parts = [split_batch(model, batch)[:2] for batch in chosen]
+            inputs = [[*args, *named.values()] for args, named in parts]
+            evidence.data = [x for x, *more in inputs if not more] or None
         for module, mode in modes.items():
             module.training = mode
         if not single:

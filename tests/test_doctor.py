@@ -525,6 +525,8 @@ def test_a_batch_may_be_a_tuple_a_dictionary_or_a_function():
     for data in (named, (tokens, mask, label), lambda m: m(tokens, mask), [named, named]):
         report = examine(model, data)
         assert report.layers[0]['numbers'] == 8 and report.healthy
+    model.norm.eps = 0.0
+    assert examine(model, named).fix().model.norm.eps == 1e-5
     with pytest.raises(ValueError, match=r'mask.*lambda'):
         examine(model, tokens)
 
