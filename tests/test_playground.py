@@ -134,11 +134,10 @@ def test_two_thousand_steps_keep_no_memory(node, tmp_path):
 
 
 def test_norms_are_those_of_the_book_and_groups_must_divide(node, tmp_path):
-    for name in ('network.js', 'playground.js'):
-        text = (
-            (HOME / name).read_text(encoding='utf-8').replace("'./network.js'", "'./network.mjs'")
-        )
-        (tmp_path / name.replace('.js', '.mjs')).write_text(text, encoding='utf-8')
+    for name in ('network', 'playground', 'sets'):
+        text = (HOME / f'{name}.js').read_text(encoding='utf-8')
+        text = re.sub(r"from '(\./\w+)\.js'", r"from '\1.mjs'", text)
+        (tmp_path / f'{name}.mjs').write_text(text, encoding='utf-8')
     (tmp_path / 'run.mjs').write_text(
         """
         import {NAMES, PRESETS, parse, address, withPreset} from './playground.mjs';
@@ -170,7 +169,9 @@ def site(serve, tmp_path_factory):
     cells = json.loads((HOME / 'playground.ipynb').read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(cell['source']) for cell in cells)
     block = re.search(r'<link.*?</script>', text, flags=re.S)[0]
-    for name in re.findall(r'\b\w+\.(?:js|css)\b', 'network.js worker.js digits.js ' + block):
+    for name in re.findall(
+        r'\b\w+\.(?:js|css)\b', 'network.js sets.js worker.js digits.js ' + block
+    ):
         shutil.copy(HOME / name, folder)
     (folder / 'page.html').write_text(
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Playground</title>'
