@@ -31,6 +31,8 @@ def refresh_notebook(path: Path) -> None:
         text = re.sub(rf'https://[\w.-]+\.github\.io/{repo}\b', SITE, text)
         if cell.id == 'colab':  # the badge
             text = re.sub(r'/blob/.*\.ipynb', f'/blob/{CFG.branch}/nbs/{name}', text)
+            badge = os.path.relpath('images/colab.svg', os.path.dirname(name) or '.')
+            text = re.sub(r'src="[^"]*"', f'src="{badge}"', text)
         if cell.id == 'colab-install':
             text = re.sub(r'-b \S+', f'-b {CFG.branch}', text)
             text = re.sub(rf'{repo}/nbs/.*', f'{repo}/nbs/{os.path.dirname(name)}', text)

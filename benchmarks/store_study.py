@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument(
         '--weights', action='store_true', help='the weights of the first whole seed, too'
     )
+    parser.add_argument(
+        '--last', action='store_true', help='one row per run, its last epoch: for large sweeps'
+    )
     parser.add_argument('--as-data', help='the data set that an image folder is a copy of')
     parser.add_argument(
         '--source', help='what the images are, if not what the data set says of itself'
@@ -79,6 +82,8 @@ def main() -> None:
 
     results = Results.load(args.runs)
     kept = whole_seeds(results, args.as_data)
+    if args.last:
+        kept.history = kept.history.groupby(['variant', 'seed'], sort=False).tail(1)
     data = results.study.see(load_data(results.study.data))
     made = results.made_with | {'data': args.source or data.source}
     args.stored.mkdir(parents=True, exist_ok=True)

@@ -308,3 +308,48 @@ def test_help_and_version(normnotes):
     assert code == 0 and out.startswith('normnotes ')
     code, out, _ = normnotes('compare --help', COLUMNS='100')
     assert code == 0 and '--variants' in out and max(map(len, out.splitlines())) <= 100
+
+
+# Verdicts on a table
+
+
+def test_verdicts_on_a_file(here, tmp_path):
+    rows = [f'{v},{s},{a + s / 10}' for v, a in (('old net', 90), ('new', 95)) for s in range(3)]
+    (tmp_path / 'mine.csv').write_text('\n'.join(['variant,seed,accuracy', *rows]), 'utf-8')
+    code, out, err = here('verdict mine.csv --pairs "new:old net"')
+    assert (code, err) == (0, '') and 'margin' in out
+    rows[0] = 'old net,0,90.3'
+    (tmp_path / 'mine.csv').write_text('\n'.join(['variant,seed,accuracy', *rows]), 'utf-8')
+    code, out, err = here('verdict mine.csv --pairs "new:old net" --margin 1 --json')
+    (found,) = json.loads(out)
+    keys = 'a b metric difference low high margin verdict seeds more_seeds'
+    assert list(found) == keys.split()
+    assert (code, found['verdict'], found['seeds'], found['more_seeds']) == (0, 'ahead', 3, None)
+    assert found['low'] < found['difference'] == 4.9 < found['high'] and found['margin'] == 1
+    code, out, _ = here('verdict mine.csv --lower-is-better --json')
+    assert json.loads(out)[0]['verdict'] == 'ahead'  # old net is first, and lower
+
+
+WHOLE = 'variant,seed,loss\na,0,1.5\na,1,1.7\nb,0,2\nb,1,3\n'
+BAD_FILES = {
+    'no such file': (None, '', 'mine.csv'),
+    'an empty file': ('', '', 'mine.csv'),
+    'no rows': ('variant,seed,loss\n', '', 'no rows'),
+    'no column variant': (WHOLE.replace('variant', 'name'), '', "'variant'"),
+    'no column seed': (WHOLE.replace('seed', 'run'), '', "'seed'"),
+    'no such metric': (WHOLE, '--metric accuracy', "'accuracy'"),
+    'a word': (WHOLE.replace('1.7', 'good'), '', 'line 3'),
+    'one seed': (WHOLE + 'c,0,1\n', '', "'c'"),
+    'twice': (WHOLE + 'b,1,3\n', '', 'line 6'),
+    'no such pair': (WHOLE, '--pairs a:b,a:c', "'a:c'"),
+    'no margin': (WHOLE, '--margin 0', "'0'"),
+    'too many cells': (WHOLE + 'b,2,3,4,5\n', '', 'mine.csv'),
+}
+
+
+@pytest.mark.parametrize(('text', 'words', 'named'), BAD_FILES.values(), ids=list(BAD_FILES))
+def test_a_bad_file_is_one_line_and_exit_code_2(here, tmp_path, text, words, named):
+    if text is not None:
+        (tmp_path / 'mine.csv').write_text(text, encoding='utf-8')
+    code, out, err = here(f'verdict mine.csv {words}')
+    assert (code, out, err.count('\n')) == (2, '', 1) and named in err

@@ -329,6 +329,11 @@ def test_every_check_has_a_planted_fault():
     assert set(FIXES) <= set(CHECKS)
 
 
+def test_every_finding_links_to_a_heading_of_the_clinic(root):
+    clinic = (root / 'nbs' / 'use' / 'clinic.ipynb').read_text(encoding='utf-8')
+    assert [c.slug for c in CHECKS.values() if '{#' + c.slug + '}' not in clinic] == []
+
+
 @pytest.mark.parametrize('plant', PLANTED)
 def test_a_planted_fault_is_found_in_its_layer_and_nowhere_else(plant):
     model, given, layers = plant()
@@ -478,6 +483,7 @@ def test_one_image_in_front_of_a_norm_behind_a_pool():
         (lambda m: m.b1.reset_running_stats(), 'never updated'),
         (lambda m: setattr(m.b1, 'momentum', 0), 'momentum is 0'),
         (lambda m: m.b1.num_batches_tracked.fill_(5), '5 updates'),
+        (lambda m: m.b1.num_batches_tracked.fill_(40), 'lag'),
         (lambda m: setattr(m.b1, 'momentum', 0.9), '0.9'),
         (lambda m: None, 'other data'),
     ],

@@ -1,4 +1,4 @@
-"""The explorer: its arithmetic against torch, and the page by mouse, touch and keyboard."""
+"""The explorer: its arithmetic against torch in Node, and the page by mouse, touch and keyboard."""
 
 import json
 import math
@@ -6,179 +6,160 @@ import random
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
+import pages
 import pytest
 import torch
 
 from normnotes.sets import NORMS, divisors, four_images, normalize_by_sets, set_stats, stat_sets
 
-NBS = Path(__file__).resolve().parent.parent / 'nbs'
-HOME = NBS / 'learn'  # where the page and its script are
-KINDS = ('bn', 'ln', 'gn', 'in', 'lnc')
+KINDS = [kind for kind, norm in NORMS.items() if norm.sets]
 MINUS = str.maketrans('−', '-')
+WIDE, PHONE = {'width': 1280, 'height': 800}, {'width': 390, 'height': 844}
 
+# ---- The arithmetic
 
-# The arithmetic: the same cases in a browser, in Node and in Python
-
-COMPUTE = """cases => cases.map(({x, shape, kind, groups, steps}) => {
+COMPUTE = """
+import fs from 'fs';
+import * as api from './sets.js';
+const compute = ({x, shape, kind, groups, steps, gamma, beta, grad}) => {
   const sets = api.statSets(kind, shape, groups), running = api.runningStats(x, shape, steps);
-  return {sets, ...api.setStats(x, sets), normalized: api.normalize(x, shape, kind, groups),
-          running, evaluated: api.normalize(x, shape, 'bn', groups, running)};
-})"""
+  const options = {groups, gamma, beta}, evaluation = {gamma, beta, running};
+  return {sets, ...api.setStats(x, sets, api.centred(kind)), running,
+    normalized: api.normalize(x, shape, kind, options),
+    back: api.backward(grad, x, shape, kind, options),
+    constant: api.backward(grad, x, shape, kind, {...options, constant: true}),
+    evaluated: api.normalize(x, shape, 'bn', evaluation),
+    backInUse: api.backward(grad, x, shape, 'bn', evaluation)};
+};
+let refusal = '';
+try { api.statSets('gn', [1, 4, 2, 2], 3); } catch (error) { refusal = error.message; }
+const found = JSON.parse(fs.readFileSync('cases.json')).map(compute);
+console.log(JSON.stringify({found, refusal, four: api.fourImages(), norms: api.NORMS}));
+"""
 
 
-def cases(count=150):
+@pytest.fixture(scope='module')
+def node(tmp_path_factory):
+    "node(script, cases) runs a module beside the scripts of the pages."
+    if (found := shutil.which('node')) is None:
+        pytest.skip('no Node on the PATH')
+
+    def run(script, cases):
+        folder = tmp_path_factory.mktemp('node')
+        for path in pages.LEARN.glob('*.js'):
+            shutil.copy(path, folder)
+        (folder / 'package.json').write_text('{"type": "module"}', encoding='utf-8')
+        (folder / 'cases.json').write_text(json.dumps(cases), encoding='utf-8')
+        (folder / 'run.js').write_text(script, encoding='utf-8')
+        done = subprocess.run(
+            [found, 'run.js'], cwd=folder, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def cases(count=90):
     "Random batches: whole numbers or fractions, of many shapes, some with a constant image."
     chance = random.Random(0)
     for trial in range(count):
         channels = chance.choice((1, 2, 3, 4, 6, 8, 12))
         shape = [chance.randint(1, 5), channels, chance.randint(1, 4), chance.randint(2, 4)]
-        size = math.prod(shape)
+        size, kind = math.prod(shape), KINDS[trial % len(KINDS)]
         x = [chance.randint(-9, 99) if trial % 2 else chance.gauss(3, 10) for _ in range(size)]
         if trial % 5 == 0:
             x[: size // shape[0]] = [7.0] * (size // shape[0])
-        kind = KINDS[trial % 5]
-        groups = chance.choice(divisors(channels)) if kind == 'gn' else None
         yield {
             'x': x,
             'shape': shape,
             'kind': kind,
-            'groups': groups,
+            'groups': chance.choice(divisors(channels)) if kind == 'gn' else None,
             'steps': chance.choice((0, 1, 2, 10, 40)),
+            'gamma': [chance.gauss(1, 1) for _ in range(channels)],
+            'beta': [chance.gauss(0, 1) for _ in range(channels)],
+            'grad': [chance.gauss(0, 1) for _ in range(size)],
         }
 
 
-def check_arithmetic(results):
-    asked = list(cases())
-    assert len(results) == len(asked) == 150
-    for case, result in zip(asked, results, strict=True):
-        x = torch.tensor(case['x'], dtype=torch.float64).view(case['shape'])
-        sets = stat_sets(case['kind'], x.shape, case['groups'])
-        mean, var = set_stats(x, sets)
-        assert result['sets'] == sets.flatten().tolist()
-        assert result['count'] == sets.flatten().bincount().tolist()
-        close(result['mean'], mean)
-        close(result['variance'], var)
-        close(result['normalized'], normalize_by_sets(x, sets))
+def close(found, expected):
+    found, expected = torch.tensor(found, dtype=torch.float64), expected.detach().flatten()
+    atol = 1e-9 * float(expected.abs().max()) + 1e-9
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=atol)
 
-        layer = torch.nn.BatchNorm2d(x.shape[1]).double()
+
+def test_forward_backward_and_running_statistics_are_those_of_torch(node):
+    asked = list(cases())
+    answer = node(COMPUTE, asked)
+    assert answer['four'] == four_images().flatten().tolist()
+    assert '3' in answer['refusal'] and '1, 2 or 4' in answer['refusal']
+    book = {kind: [NORMS[kind].full, NORMS[kind].color, NORMS[kind].centred] for kind in KINDS}
+    assert answer['norms'] == book
+    for case, found in zip(asked, answer['found'], strict=True):
+        shape, kind = case['shape'], case['kind']
+        x, grad = (
+            torch.tensor(case[name], dtype=torch.float64).view(shape) for name in ('x', 'grad')
+        )
+        gamma, beta = (
+            torch.tensor(case[name], dtype=torch.float64).view(1, -1, 1, 1)
+            for name in ('gamma', 'beta')
+        )
+        sets, centred = stat_sets(kind, x.shape, case['groups']), NORMS[kind].centred
+        mean, var = set_stats(x, sets, centred=centred)
+        assert found['sets'] == sets.flatten().tolist()
+        close(found['mean'], mean)
+        close(found['variance'], var)
+        x.requires_grad_()
+        y = normalize_by_sets(x, sets, centred=centred) * gamma + beta
+        close(found['normalized'], y)
+        close(found['back']['total'], torch.autograd.grad((y * grad).sum(), x)[0])
+        # with the statistics as constants only the straight path is left
+        close(found['constant']['total'], grad * gamma / (var[sets] + 1e-5).sqrt())
+        assert found['constant']['total'] == found['back']['straight']
+
+        layer = torch.nn.BatchNorm2d(shape[1]).double()
         for _ in range(case['steps']):
             layer(x)
-        close(result['running']['mean'], layer.running_mean)
-        close(result['running']['variance'], layer.running_var)
-        close(result['evaluated'], layer.eval()(x))
+        close(found['running']['mean'], layer.running_mean)
+        close(found['running']['variance'], layer.running_var)
+        in_use = layer.eval()(x) * gamma + beta
+        close(found['evaluated'], in_use)
+        close(found['backInUse']['total'], torch.autograd.grad((in_use * grad).sum(), x)[0])
 
 
-def close(found, expected):
-    found = torch.tensor(found, dtype=torch.float64)
-    torch.testing.assert_close(found, expected.detach().flatten(), rtol=1e-9, atol=1e-9)
-
-
-def test_the_arithmetic_in_node(tmp_path):
-    node = shutil.which('node')
-    if node is None:
-        pytest.skip('no Node on the PATH')
-    (tmp_path / 'cases.json').write_text(json.dumps(list(cases())), encoding='utf-8')
-    script = f'const api = require({json.dumps(str(HOME / "explorer.js"))});\n' + (
-        f"console.log(JSON.stringify(({COMPUTE})(JSON.parse(require('fs').readFileSync('cases.json')))))"
-    )
-    done = subprocess.run(
-        [node, '-e', script], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    check_arithmetic(json.loads(done.stdout))
-
-
-def test_the_arithmetic_in_the_browser(explorer):
-    compute = (
-        COMPUTE.replace('cases =>', 'cases => { const api = normnotesExplorer; return', 1) + '}'
-    )
-    check_arithmetic(explorer().evaluate(compute, list(cases())))
-
-
-def test_what_the_page_takes_from_the_book(explorer):
-    page = explorer()
-    assert page.evaluate('normnotesExplorer.fourImages()') == four_images().flatten().tolist()
-    norms = page.evaluate('normnotesExplorer.NORMS')
-    assert {kind: row[:2] for kind, row in norms.items()} == {
-        kind: [norm.full, norm.color] for kind, norm in NORMS.items() if norm.sets
-    }
-    assert page.evaluate('normnotesExplorer.divisors(12)') == divisors(12)
-    call = "normnotesExplorer.statSets('gn', [1, 4, 2, 2], 3)"
-    wrong = f'() => {{ try {{ {call} }} catch (error) {{ return error.message }} }}'
-    assert page.evaluate(wrong) == 'groups=3 does not divide 4 channels; use 1, 2 or 4'
-
-
-# The page
+# ---- The page
 
 
 @pytest.fixture(scope='module')
 def site(serve, tmp_path_factory):
-    "A page of what the notebook brings, with the stylesheet and Quarto's names of the themes."
     folder = tmp_path_factory.mktemp('explorer')
-    cells = json.loads((HOME / 'explorer.ipynb').read_text(encoding='utf-8'))['cells']
-    texts = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
-    block = next(
-        re.search(r'<link.*</script>', text, flags=re.S)[0] for text in texts if '<script' in text
-    )
-    links = re.findall(r'<a [^>]*data-view=.*?</a>', '\n'.join(texts), flags=re.S)
-    for path in (HOME / 'explorer.js', HOME / 'explorer.css', NBS / 'styles.css'):
-        shutil.copy(path, folder)
-    (folder / 'page.html').write_text(
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>The explorer</title>'
-        '<link rel="icon" href="data:,">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="stylesheet" href="styles.css"><style>body { margin: 0 auto; padding: 12px; '
-        'max-width: 850px; font: 16px sans-serif; background: #fff }'
-        'body.quarto-dark { background: #222 }</style></head>'
-        f'<body class="quarto-light"><main>{block}<p>{" ".join(links)}</p></main></body></html>',
-        encoding='utf-8',
-    )
-    return serve(folder) + '/page.html'
+    pages.build('explorer', folder)
+    return serve(folder) + '/explorer.html'
 
 
 @pytest.fixture
 def explorer(chromium, site):
-    "explorer('norm=gn', viewport=...) opens the page; no error or outside request may follow."
-    contexts, faults = [], []
-
-    def open_page(view='', dark=False, **options):
-        options = {
-            'viewport': {'width': 900, 'height': 1000},
-            'reduced_motion': 'reduce',
-            **options,
-        }
-        contexts.append(chromium.new_context(**options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(60_000)
-        page.on(
-            'console',
-            lambda message: message.type in ('error', 'warning') and faults.append(message.text),
-        )
-        page.on('pageerror', lambda error: faults.append(str(error)))
-        page.on('requestfailed', lambda request: faults.append(f'failed: {request.url}'))
-        home = site.rsplit('/', 1)[0]
-        page.on(
-            'request',
-            lambda request: request.url.startswith((home, 'data:')) or faults.append(request.url),
-        )
-        page.on(
-            'response',
-            lambda response: response.ok or faults.append(f'{response.status}: {response.url}'),
-        )
-        page.goto(f'{site}#{view}' if view else site)
-        if dark:
-            page.evaluate("document.body.className = 'quarto-dark'")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert faults == []
+    "explorer('norm=gn', viewport=...) opens the page."
+    return lambda view='', **options: pages.opened(chromium, site, view, **options)
 
 
-def number(page, i, side='in'):
+@pytest.fixture(scope='module')
+def shared(chromium, site):
+    with pages.opened(chromium, site) as page:
+        yield page
+
+
+@pytest.fixture
+def page(shared):
+    "The explorer at its start, in a window that these tests share."
+    shared.set_viewport_size(WIDE)
+    shared.mouse.move(1, 1)
+    show(shared, 'view=one')
+    return shared
+
+
+def number(page, i, side='left'):
     return page.locator(f".x-{side} [data-i='{i}']")
 
 
@@ -187,60 +168,23 @@ def place(image, channel, pixel=1):
     return (image - 1) * 16 + (channel - 1) * 4 + pixel - 1
 
 
-def having(page, what, side='in'):
+def having(page, what, side='left'):
     "The places of the numbers that have a class or a mark."
-    chosen = f'.{what}' if what.startswith('x-') else f"[data-mark='{what}']"
-    return [
-        int(i)
-        for i in page.locator(f'.x-{side} {chosen}').evaluate_all(
-            'all => all.map(td => td.dataset.i)'
-        )
-    ]
+    chosen = f'.{what}' if what.startswith('n-') else f"[data-mark='{what}']"
+    found = page.locator(f'.x-{side} tbody:not([hidden]) {chosen}')
+    return sorted(found.evaluate_all('all => all.map(td => +td.dataset.i)'))
 
 
 def numbers(page, side):
-    texts = page.locator(f'.x-{side} tbody:not([hidden]) b').all_text_contents()
-    order = page.locator(f'.x-{side} tbody:not([hidden]) [data-i]').evaluate_all(
-        'all => all.map(td => +td.dataset.i)'
+    cells = page.locator(f'.x-{side} tbody:not([hidden]) [data-i]').evaluate_all(
+        "all => all.map(td => [+td.dataset.i, td.querySelector('b').textContent])"
     )
-    return torch.tensor([float(texts[order.index(i)].translate(MINUS)) for i in range(len(order))])
+    return torch.tensor([float(text.translate(MINUS)) for _, text in sorted(cells)])
 
 
-def members(kind, i, images=4, groups=2):
-    sets = stat_sets(kind, (images, 4, 2, 2), groups).flatten()
+def members(kind, i, groups=2):
+    sets = stat_sets(kind, (4, 4, 2, 2), groups).flatten()
     return (sets == sets[i]).nonzero().flatten().tolist()
-
-
-def told(page):
-    return page.locator('.x-said').text_content()
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_norm_on_every_batch_shows_what_the_book_computes(explorer, kind):
-    page = explorer()
-    for groups in divisors(4) if kind == 'gn' else [2]:
-        for batch in ('book', 'random', 'constant', 'bright'):
-            for images in (1, 4):
-                show(page, f'norm={kind}&groups={groups}&batch={batch}&seed=5&images={images}')
-                assert page.locator('.x-in tbody:not([hidden])').count() == images
-                x = numbers(page, 'in').view(images, 4, 2, 2)
-                expected = normalize_by_sets(x, stat_sets(kind, x.shape, groups)).flatten()
-                torch.testing.assert_close(numbers(page, 'out'), expected, rtol=0, atol=0.00501)
-
-
-def test_the_mouse_lights_a_set(explorer):
-    page = explorer()
-    number(page, place(3, 2, 4)).hover()
-    assert sorted(having(page, 'x-lit')) == members('bn', place(3, 2))
-    assert having(page, 'x-lit', 'out') == having(page, 'x-lit')
-    work = page.locator('.x-work')
-    assert 'Image 3, channel 2, bottom right: 6'.lower() in work.inner_text().lower()
-    assert 'channel 2 of all 4 images: 16 numbers, one of 4 sets' in work.inner_text()
-    page.mouse.move(1, 1)  # away: the number that is held comes back
-    assert sorted(having(page, 'x-lit')) == members('bn', 0)
-    assert having(page, 'x-here') == [0]
-    number(page, place(4, 1), 'out').hover()  # the other table answers as well
-    assert having(page, 'x-here') == [place(4, 1)]
 
 
 def show(page, view):
@@ -255,392 +199,285 @@ def show(page, view):
     )
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_the_set_of_every_norm(explorer, kind):
-    page = explorer()
-    at = place(2, 3, 2)
-    for groups in divisors(4):
-        show(page, f'norm={kind}&groups={groups}&at=2.3.2')
-        assert having(page, 'x-here') == [at]
-        assert sorted(having(page, 'x-lit')) == members(kind, at, groups=groups)
-        # lit by more than colour: by a border, and by a word for those who hear it
-        assert page.locator('.x-in [aria-selected=true]').count() == len(
-            members(kind, at, groups=groups)
-        )
-        edges = 'all => new Set(all.map(b => getComputedStyle(b).borderTopColor)).size'
-        assert page.locator('.x-in .x-lit:not(.x-here) b').evaluate_all(edges) == 1
-        assert page.locator('.x-in td:not(.x-here) b').evaluate_all(edges) == 2
+def test_every_norm_on_every_batch_shows_what_the_book_computes(page):
+    for kind in KINDS:
+        for batch, images in (('book', 4), ('random', 4), ('constant', 1), ('bright', 3)):
+            groups = 4 if batch == 'random' else 2
+            show(page, f'norm={kind}&groups={groups}&batch={batch}&seed=5&images={images}')
+            x = numbers(page, 'left').view(images, 4, 2, 2)
+            sets = stat_sets(kind, x.shape, groups)
+            expected = normalize_by_sets(x, sets, centred=NORMS[kind].centred).flatten()
+            shown = numbers(page, 'right')
+            torch.testing.assert_close(shown, expected, rtol=0, atol=0.00501)
+            assert (
+                having(page, 'n-lit')
+                == (sets.flatten() == sets[0, 0, 0, 0]).nonzero()[:, 0].tolist()
+            )
 
 
-def test_the_sum_of_the_book(explorer):
-    text = explorer().locator('.x-work').inner_text()
+def test_all_norms_at_once(page):
+    show(page, 'view=all&edits=1.1.1:30')
+    many = page.locator('.n-one')
+    assert many.count() == len(KINDS)
+    for kind, moved in zip(KINDS, (16, 16, 8, 4, 14, 4), strict=True):
+        one = page.locator(f'[data-kind={kind}]')
+        assert one.locator('[data-mark=▲], [data-mark=▼]').count() == moved
+        assert one.locator('.n-lit').count() == len(members(kind, 0))
+    page.locator("[data-kind=ln] [data-i='20']").click()
+    assert having(page, 'n-here') == [20]
+
+
+def test_the_backward_view_is_autograd(page):
+    show(page, 'way=backward&at=2.3.2&gamma=1,1,2,1&beta=0,0,5,0')
+    for kind in KINDS:
+        show(page, f'norm={kind}&way=backward&at=2.3.2&gamma=1,1,2,1')
+        x = four_images().requires_grad_()
+        y = normalize_by_sets(x, stat_sets(kind, x.shape, 2), centred=NORMS[kind].centred)
+        (2 * y[1, 2, 0, 1]).backward()
+        torch.testing.assert_close(numbers(page, 'right'), x.grad.flatten(), rtol=0, atol=0.0051)
+
+
+def test_gamma_and_beta_belong_to_a_channel(page):
+    show(page, 'at=1.2.1')
+    before = numbers(page, 'right').view(4, 4, 4)
+    page.get_by_role('slider', name='γ').fill('2')
+    page.get_by_role('slider', name='β').fill('-3')
+    after = numbers(page, 'right').view(4, 4, 4)
+    torch.testing.assert_close(after[:, 1], 2 * before[:, 1] - 3, rtol=0, atol=0.02)
+    assert torch.equal(after[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    assert 'gamma=1,2,1,1&beta=0,-3,0,0' in page.url
+
+
+def test_the_sum_and_the_set_follow_the_mouse(page):
+    work = page.locator('.x-work')
     for line in (
         '(10 + 4 + 10 + 4 + 4 + 4 + 12 + 12 + 12 + 8 + 8 + 12 + 6 + 8 + 8 + 6) / 16 = 128 / 16 = 8',
-        '(2² + 4² + 2² + 4² + 4² + 4² + 4² + 4² + 4² + 0² + 0² + 4² + 2² + 0² + 0² + 2²) / 16 = '
-        '144 / 16 = 9',
+        '(2² + 4² + 2² + 4² + 4² + 4² + 4² + 4² + 4² + 0² + 0² + 4² + 2² + 0² + 0² + 2²) / 16'
+        ' = 144 / 16 = 9',
         '(10 − 8) / √(9 + 0.00001) ≈ 2 / 3 ≈ 0.67',
     ):
-        assert line in text
+        assert line in work.inner_text()
+    number(page, place(3, 2, 4)).hover()
+    assert having(page, 'n-lit') == having(page, 'n-lit', 'right') == members('bn', place(3, 2))
+    assert 'Image 3, channel 2, bottom right: 6'.lower() in work.inner_text().lower()
+    page.mouse.move(1, 1)  # away: the number that is held comes back
+    assert having(page, 'n-here') == [0]
 
 
-def test_only_groups_that_divide_are_offered(explorer):
-    page = explorer()
-    assert not page.get_by_role('group', name='Groups').is_visible()
-    page.get_by_role('radio', name='group', exact=True).click()
-    offered = page.get_by_role('group', name='Groups').get_by_role('radio')
-    assert offered.evaluate_all('all => all.map(radio => +radio.value)') == divisors(4)
-    offered.last.click()
-    assert sorted(having(page, 'x-lit')) == members('in', 0)
-    assert not page.get_by_role('group', name='Mode').is_visible()
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_an_edit_marks_what_moves(explorer, kind):
-    page = explorer(f'norm={kind}')
+@pytest.mark.parametrize('kind', ['bn', 'gn'])
+def test_an_edit_marks_what_moves(page, kind):
     at = place(4, 1)
+    show(page, f'norm={kind}')
     number(page, at).click()
     number(page, at).click()
     page.keyboard.type('30')
     page.keyboard.press('Enter')
-    assert number(page, at).text_content() == '30'
     assert having(page, '*') == [at]
-    moved, stay = having(page, '▲', 'out') + having(page, '▼', 'out'), having(page, '=', 'out')
     x = four_images()
     edited = x.clone()
     edited[3, 0, 0, 0] = 30
     sets = stat_sets(kind, x.shape, 2)
     change = (normalize_by_sets(edited, sets) - normalize_by_sets(x, sets)).flatten()
-    assert sorted(having(page, '▲', 'out')) == (change > 1e-6).nonzero().flatten().tolist()
-    assert sorted(moved) == (change.abs() > 1e-6).nonzero().flatten().tolist() == members(kind, at)
-    assert sorted(moved + stay) == list(range(64))
-    where = 'in images 1, 2, 3 and 4' if kind == 'bn' else 'in image 4'
-    note = f'{len(moved)} of 64 move (▲ up, ▼ down), {where}. {len(stay)} stay (=).'
-    assert page.locator('.x-note').text_content() == note
-    assert note in told(page)
-    page.get_by_role('button', name='Undo edits').click()
-    assert having(page, '*') == having(page, '=', 'out') == []
-    assert torch.equal(numbers(page, 'in'), x.flatten())
+    assert having(page, '▲', 'right') == (change > 1e-6).nonzero().flatten().tolist()
+    assert having(page, '▼', 'right') == (change < -1e-6).nonzero().flatten().tolist()
+    assert f'{len(members(kind, at))} of 64 move' in page.locator('.n-note').inner_text()
+    page.get_by_role('button', name='Undo').click()
+    assert torch.equal(numbers(page, 'left'), x.flatten())
 
 
-def test_the_buttons_step(explorer):
-    page = explorer()
-    page.get_by_role('button', name='one more').click(click_count=3)
-    assert number(page, 0).text_content() == '13'
-    page.get_by_role('button', name='one less').click()
-    assert number(page, 0).text_content() == '12'
-    assert page.get_by_role('button', name='one less').evaluate('b => b === document.activeElement')
+def test_a_number_is_dragged(page):
+    box = number(page, 0).bounding_box()
+    x, y = box['x'] + 10, box['y'] + 10
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=4)  # five steps of 12 px
+    page.mouse.up()
+    assert number(page, 0).inner_text() == '15'
+    assert page.locator('.x-left td input').count() == 0  # a drag is not a click
+    assert page.url.endswith('#edits=1.1.1:15')
 
 
-def test_what_is_no_number_is_refused(explorer):
-    page = explorer()
-    for typed in ('abc', '1000', '1-2', '', '1e'):
-        number(page, 0).focus()
-        page.keyboard.press('Enter')
-        page.keyboard.press('ControlOrMeta+a')
-        page.keyboard.press('Delete')
-        page.keyboard.type(typed)
-        page.keyboard.press('Enter')
-        assert number(page, 0).text_content() == '10', typed
-        assert f'“{typed}” is no number from −99 to 99; the 10 stays' in told(page)
-        assert page.locator('#x-hint').text_content() == told(page)
-    page.keyboard.press('Enter')
-    page.keyboard.type('−2,5')
-    page.keyboard.press('Enter')
-    assert number(page, 0).text_content() == '−2.5'
-    assert 'arrows move' in page.locator('#x-hint').text_content()
-
-
-def test_the_keyboard_alone(explorer):
-    page = explorer('norm=ln')
-
-    def held():
-        return int(page.evaluate('document.activeElement.dataset.i'))
-
-    stops = page.locator(".x-in [tabindex='0']")
-    assert stops.count() == 1 and stops.get_attribute('data-i') == '0'
+def test_the_keyboard_alone(page):
+    show(page, 'norm=ln')
+    held = 'document.activeElement.dataset.i'
+    page.locator('#explorer input').first.focus()
     for _ in range(20):  # by Tab alone into the grid
         page.keyboard.press('Tab')
-        if page.evaluate('document.activeElement.dataset.i'):
+        if page.evaluate(held):
             break
-    assert held() == 0
-    outline = number(page, 0).locator('b').evaluate('b => getComputedStyle(b).outlineStyle')
-    assert outline == 'solid'
     for key, there in (
-        ('ArrowRight', place(1, 1, 2)), ('ArrowRight', place(1, 2, 1)),
-        ('ArrowDown', place(1, 2, 3)), ('ArrowDown', place(2, 2, 1)),
-        ('ArrowLeft', place(2, 1, 2)), ('End', place(2, 4, 2)), ('ArrowRight', place(2, 4, 2)),
-        ('Home', place(2, 1, 1)), ('Control+End', place(4, 4, 4)), ('ArrowDown', place(4, 4, 4)),
-        ('Control+Home', 0), ('ArrowUp', 0), ('ArrowDown', place(1, 1, 3)),
-    ):  # fmt: skip
+        ('ArrowRight', place(1, 1, 2)),
+        ('ArrowRight', place(1, 2)),
+        ('ArrowDown', place(1, 2, 3)),
+        ('ArrowDown', place(2, 2)),
+        ('End', place(2, 4, 2)),
+        ('Home', place(2, 1)),
+        ('Control+End', place(4, 4, 4)),
+        ('ArrowDown', place(4, 4, 4)),
+        ('Control+Home', 0),
+    ):
         page.keyboard.press(key)
-        assert held() == there, key
-        assert sorted(having(page, 'x-lit')) == members('ln', there)
-        assert page.locator(".x-in [tabindex='0']").count() == 1
-    page.keyboard.press('Control+Home')
+        assert int(page.evaluate(held)) == there, key
+        assert having(page, 'n-lit') == members('ln', there)
+    for typed, end, text in (
+        ('42', 'Escape', '10'),
+        ('42', 'Enter', '42'),
+        ('−2,5', 'Enter', '−2.5'),
+        ('abc', 'Enter', '−2.5'),  # not a number: refused, and the page says so
+    ):
+        page.keyboard.press('Enter')
+        page.keyboard.press('ControlOrMeta+a')
+        page.keyboard.type(typed)
+        page.keyboard.press(end)
+        assert number(page, 0).inner_text() == text, typed
+    for where in ('.n-said', '.n-hint'):
+        assert 'abc' in page.locator(where).text_content()
+    page.keyboard.type('75')  # a digit begins a new number
     page.keyboard.press('Enter')
-    page.keyboard.type('42')
-    page.keyboard.press('Escape')
-    assert (held(), number(page, 0).text_content()) == (0, '10')
-    page.keyboard.press('Enter')
-    page.keyboard.type('42')
-    page.keyboard.press('Enter')
-    assert (held(), number(page, 0).text_content()) == (0, '42')
-    page.keyboard.press('7')  # a digit begins a new number
-    page.keyboard.press('5')
-    page.keyboard.press('Enter')
-    assert number(page, 0).text_content() == '75'
-    for key, text in (('+', '76'), ('-', '75'), ('-', '74')):
-        page.keyboard.press(key)
-        assert number(page, 0).text_content() == text
-    page.keyboard.press('Enter')
-    page.keyboard.type('8')
-    page.keyboard.press('Tab')  # leaving keeps what is typed
-    assert number(page, 0).text_content() == '8'
+    page.keyboard.press('+')
+    assert number(page, 0).inner_text() == '76'
 
 
 def test_touch(explorer):
-    page = explorer(viewport={'width': 390, 'height': 800}, has_touch=True, is_mobile=True)
     at = place(2, 3, 4)
-    number(page, at).tap()
-    assert having(page, 'x-here') == [at]
-    assert sorted(having(page, 'x-lit')) == members('bn', at)
-    assert page.locator('.x-in input').count() == 0
-    number(page, at).tap()
-    page.locator('.x-in input').fill('50')
-    page.get_by_role('button', name='one more').tap()
-    assert number(page, at).text_content() == '51'
-    assert len(having(page, '▲', 'out') + having(page, '▼', 'out')) == 16
-    page.get_by_role('radio', name='instance').tap()
-    assert len(having(page, '▲', 'out') + having(page, '▼', 'out')) == 4
+    with explorer(viewport=PHONE, has_touch=True, is_mobile=True) as page:
+        number(page, at).tap()
+        assert having(page, 'n-here') == [at] and page.locator('td input').count() == 0
+        number(page, at).tap()
+        page.locator('td input').fill('50')
+        page.get_by_role('button', name='one more').tap()
+        assert number(page, at).inner_text() == '51'
+        page.get_by_role('radio', name='instance').tap()
+        assert len(having(page, '▲', 'right') + having(page, '▼', 'right')) == 4
 
 
-def test_train_and_eval(explorer):
-    page = explorer('edits=2.1.1:30&at=1.1.1')
-    assert len(having(page, '=', 'out')) == 48
-    layer = torch.nn.BatchNorm2d(4)
-    x, edited = four_images(), four_images()
-    edited[1, 0, 0, 0] = 30
-    for _ in range(10):
-        layer(x)
-    text = page.locator('.x-work').inner_text()
-    kept = layer.running_mean[0].item(), layer.running_var[0].item()
-    layer(edited)  # what this training step would keep
-    assert f'step 11: 0.9 × {kept[0]:.2f} + 0.1 × {9.625:.2f}'.replace('9.62', '9.63') in text
-    assert f'≈ {layer.running_mean[0]:.2f}' in text and f'≈ {layer.running_var[0]:.2f}' in text
-
+def test_training_and_evaluation_mode(page):
+    show(page, 'edits=2.1.1:30')
     page.get_by_role('radio', name='eval').click()
-    assert having(page, 'x-lit') == [0]  # no other number is in the sum
-    assert sorted(having(page, 'x-kept')) == members('bn', 0)[1:]
-    assert having(page, '▲', 'out') == [place(2, 1)] and len(having(page, '=', 'out')) == 63
-    layer = torch.nn.BatchNorm2d(4)
-    for steps in (0, 1, 10, 100):
-        page.get_by_role('slider').fill(str(steps))
+    assert having(page, 'n-lit') == [0] and having(page, 'n-kept') == members('bn', 0)[1:]
+    assert having(page, '▲', 'right') == [place(2, 1)]
+    x, layer = four_images(), torch.nn.BatchNorm2d(4)
+    edited = x.clone()
+    edited[1, 0, 0, 0] = 30
+    for steps in (0, 10, 100):
+        page.get_by_role('slider', name='Training steps').fill(str(steps))
         while layer.num_batches_tracked < steps:
             layer(x)
-        layer.eval()
-        expected = layer(edited).detach().flatten()
+        expected = layer.eval()(edited).detach().flatten()
         layer.train()
-        shown = numbers(page, 'out')
-        assert ((shown - expected).abs() <= 0.00501 + 0.045 * (expected.abs() >= 10)).all(), steps
-    text = page.locator('.x-work').inner_text()
-    assert 'step 100: 0.9 × 8 + 0.1 × 8 ≈ 8' in text
-    assert 'where 9.6 = 144 / 15 is the unbiased variance' in text
-    page.get_by_role('slider').fill('0')
-    assert '0, as in a new layer' in page.locator('.x-work').inner_text()
+        loose = 0.00501 + 0.045 * (expected.abs() >= 10)
+        assert ((numbers(page, 'right') - expected).abs() <= loose).all(), steps
 
 
 def test_a_screen_reader_finds_a_grid_and_hears_the_sum(explorer):
-    page = explorer()
-    tree = page.locator('#explorer').aria_snapshot()
-    for line in (
-        'grid "What comes in"', 'columnheader "channel 1"', 'rowheader "image 1"',
-        'radio "batch" [checked]', 'gridcell "top left 10" [selected]', 'gridcell "top left 4"',
-        'slider "Training steps so far: 10"', 'table "What comes out of batch norm, train"',
-        'combobox "Batch"', 'button "Undo edits" [disabled]',
-    ):  # fmt: skip
-        assert line in tree, tree
-    assert told(page) == ''  # nothing is said before anything is done
-    number(page, place(1, 1, 2)).focus()
-    assert told(page).startswith(
-        'image 1, channel 1, top right. Shares with channel 1 of all 4 images: 16 numbers'
-    )
-    assert 'Mean 8, variance 9. 4 minus 8, divided by 3, is −1.33.' in told(page)
-    before = told(page)
-    number(page, place(3, 3)).hover()
-    assert told(page) == before  # the mouse does not talk
+    with explorer() as page:
+        tree, said = page.locator('#explorer').aria_snapshot(), page.locator('.n-said')
+        for line in (
+            'grid "What comes in"', 'columnheader "channel 1"', 'rowheader "image 1"',
+            'radio "batch" [checked]', 'gridcell "top left 10" [selected]', 'slider "γ"',
+            'table "Out of batch norm, train"', 'combobox "Batch"', 'button "Undo" [disabled]',
+        ):  # fmt: skip
+            assert line in tree, tree
+        assert said.text_content() == ''  # nothing is said before anything is done
+        number(page, place(1, 1, 2)).focus()
+        told = said.text_content()
+        assert 'Mean 8, variance 9. 4 minus 8, divided by 3, is −1.33.' in told
+        number(page, place(3, 3)).hover()
+        assert said.text_content() == told  # the mouse does not talk
 
 
-def luminance(color):
-    channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), channels, strict=True))
-
-
-def rgb(text):
-    "'rgb(1, 2, 3)' or 'color(srgb 0.1 0.2 0.3)' as numbers from 0 to 1; None if transparent."
-    values = [float(v) for v in re.findall(r'-?[\d.]+', text.replace('srgb', ''))]
-    if len(values) > 3 and values[3] < 1:
-        return None
-    return [v if 'color(' in text else v / 255 for v in values[:3]]
-
-
-@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_text_can_be_read_in_both_themes(explorer, kind, dark):
-    page = explorer(f'norm={kind}&edits=1.1.2:33&batch=random', dark=dark)
-    texts = page.evaluate("""() => {
-      const found = [];
-      for (const element of document.querySelectorAll('#explorer *')) {
-        const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
-        if (!own || !element.checkVisibility() || element.closest('.x-said, option')) continue;
-        const backs = [];
-        for (let up = element; up; up = up.parentElement)
-          backs.push(getComputedStyle(up).backgroundColor);
-        const style = getComputedStyle(element);
-        const ink = element.closest('svg') ? style.fill : style.color;
-        found.push([element.textContent.trim().slice(0, 30), ink, backs]);
-      }
-      return found;
-    }""")
-    assert len(texts) > 150
-    for text, ink, backs in texts:
-        back = next(color for color in map(rgb, backs) if color)
-        light, deep = sorted((luminance(rgb(ink)), luminance(back)), reverse=True)
-        assert (light + 0.05) / (deep + 0.05) >= 4.5, (text, ink, backs)
-    # the border of a lit number stands out from the page as well
-    lit = page.locator('.x-in .x-lit:not(.x-here) b').first
-    edge = luminance(rgb(lit.evaluate('b => getComputedStyle(b).borderTopColor')))
-    paper = luminance(rgb(page.evaluate('getComputedStyle(document.body).backgroundColor')))
-    light, deep = sorted((edge, paper), reverse=True)
-    assert (light + 0.05) / (deep + 0.05) >= 3
-
-
-@pytest.mark.parametrize('width', [320, 360, 820, 1400])
-def test_nothing_is_wider_than_the_screen(explorer, width):
-    page = explorer(viewport={'width': width, 'height': 740})
-    for view in (
-        'norm=bn',
-        'norm=gn&edits=1.1.1:-99&batch=random',
-        'norm=lnc',
-        'mode=eval&edits=1.1.1:-98.5',
-    ):
-        show(page, view)
-        assert page.evaluate('document.documentElement.scrollWidth') <= width, view
-        cut = page.locator('#explorer :is(b, span, button, dd)').evaluate_all(
-            'all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth)'
-            '.map(e => e.textContent)'
-        )
-        assert cut == [] or width < 360, view
-    if width >= 360:
-        for selector, least in (
-            ('.x-in [data-i]', 32),
-            ('#explorer button', 44),
-            ('.x-controls fieldset label', 44),
-        ):
-            boxes = page.locator(selector).evaluate_all(
-                'all => all.map(e => e.getBoundingClientRect().toJSON())'
-            )
-            assert (
-                min(box[side] for box in boxes if box['width'] for side in ('width', 'height'))
-                >= least
-            ), selector
-
-
-def test_the_address_holds_the_view(explorer):
-    page = explorer()
-    assert page.evaluate('location.hash') == ''
+def test_the_address_holds_the_view(page):
     page.get_by_role('radio', name='group', exact=True).click()
     page.get_by_role('combobox', name='Batch').select_option('random')
     page.get_by_role('spinbutton', name='Seed').fill('7')
-    page.get_by_role('group', name='Images').get_by_role('radio', name='3').click()
-    number(page, place(2, 2, 2)).click()
+    page.get_by_role('group', name='Images').get_by_role('radio', name='3').check(force=True)
+    number(page, place(2, 2, 2)).focus()
     page.keyboard.press('+')
-    value = number(page, place(2, 2, 2)).text_content()
-    view = page.evaluate('location.hash.slice(1)')
-    assert view == f'norm=gn&batch=random&seed=7&images=3&at=2.2.2&edits=2.2.2:{value}'
-    again = explorer(view)
-    assert torch.equal(numbers(again, 'in'), numbers(page, 'in'))
-    assert again.locator('.x-work').inner_text() == page.locator('.x-work').inner_text()
-    assert having(again, '*') == [place(2, 2, 2)]
-
-
-def test_a_strange_address_does_no_harm(explorer):
-    page = explorer()
-    address = page.url
-    for view in (
-        'norm=spectral&groups=3&images=9', 'norm=constructor', 'at=9.9.9&edits=1.1.1:x,5.1.1:3,:',
-        'at=1.1.1', 'steps=1e9&seed=-1', 'batch=__proto__', 'some-heading', '%E0%A4%A',
-        'images=1&at=4.1.1', 'mode=eval&steps=&edits=',
+    view, work = page.evaluate('location.hash.slice(1)'), page.locator('.x-work').inner_text()
+    assert view.startswith('norm=gn&batch=random&seed=7&images=3&at=2.2.2&edits=2.2.2:')
+    show(page, 'norm=ln')
+    show(page, view)
+    assert page.locator('.x-work').inner_text() == work
+    for strange in (
+        'norm=spectral&groups=3&images=9', 'norm=constructor', 'at=9.9.9&edits=1.1.1:x,:',
+        'steps=1e9&seed=-1', 'batch=__proto__', 'gamma=1,2&beta=a,b,c,d', '%E0%A4%A',
     ):  # fmt: skip
-        page.goto(f'{address}?{len(view)}#{view}')
-        images = page.locator('.x-in tbody:not([hidden])').count()
-        assert images == (1 if 'images=1' in view else 4)
-        assert torch.equal(numbers(page, 'in'), four_images().flatten()[: 16 * images]), view
-        assert len(having(page, 'x-here')) == 1, view
-
-
-def test_links_of_the_text_show_a_view(explorer):
-    page = explorer()
-    links = page.locator('a[data-view]')
-    assert links.count() > 5
-    for link in links.all():
+        show(page, strange)
+        assert torch.equal(numbers(page, 'left'), four_images().flatten()), strange
+    for link in page.locator('a[data-view]').all():
         view = link.get_attribute('data-view')
         link.click()
         page.wait_for_function("view => location.hash === '#' + view", arg=view)
-        page.wait_for_timeout(50)
-        for part in view.split('&'):
-            key, value = part.split('=')
-            if key in ('norm', 'mode', 'images'):
-                assert page.locator(f"[name={key}][value='{value}']").is_checked()
+    show(page, 'norm=ln')
     page.evaluate("location.hash = 'some-heading'")  # a heading of the page: the view stays
-    assert page.locator('[name=norm][value=ln]').is_checked()
+    assert page.get_by_role('radio', name='layer', exact=True).is_checked()
 
 
-def test_without_javascript_there_is_a_sentence(explorer):
-    page = explorer(java_script_enabled=False)
-    assert 'needs JavaScript' in page.locator('#explorer').inner_text()
-    assert 'draw_sets([' in page.locator('#explorer').inner_text()
-    target = page.locator('#explorer a').get_attribute('href')
-    assert (HOME / target).exists()
+# ---- How it looks
 
 
-def test_print_and_reduced_motion(explorer):
-    lasts = 'b => getComputedStyle(b).transitionDuration'
-    assert explorer(reduced_motion='no-preference').locator('.x-in b').first.evaluate(lasts) != '0s'
-    page = explorer('norm=gn&edits=1.1.1:30', dark=True)
-    assert page.locator('.x-in b').first.evaluate(lasts) == '0s'
-    page.emulate_media(media='print')
-    assert not page.locator('.x-controls').is_visible() and page.locator('.x-out').is_visible()
-    assert (
-        luminance(
-            rgb(page.locator('.x-in .x-lit b').first.evaluate('b => getComputedStyle(b).color'))
+def in_view(page, *selectors):
+    "Whether all of them are on the screen at once, with room for the bar of the site."
+    boxes = [page.locator(s).first.bounding_box() for s in selectors]
+    top, bottom = min(b['y'] for b in boxes), max(b['y'] + b['height'] for b in boxes)
+    return bottom - top <= page.viewport_size['height'] - 60
+
+
+def test_cause_and_effect_are_on_one_screen(page):
+    page.set_viewport_size(WIDE)
+    assert in_view(page, '#explorer .n-controls', '.x-left', '.x-right', '.x-work')
+    page.set_viewport_size(PHONE)
+    assert in_view(page, '.x-left', '.x-right table')
+
+
+def test_every_text_can_be_read(page):
+    for theme in pages.each_theme(page):
+        for view in ('norm=bn&edits=1.1.2:33', 'norm=lnc&batch=random', 'view=all&mode=eval'):
+            show(page, view)
+            assert page.evaluate(pages.FAINT, '#explorer') == [], (theme, view)
+
+
+@pytest.mark.parametrize('width', [360, 820, 1920])
+def test_nothing_is_wider_than_the_screen(page, width):
+    page.set_viewport_size({'width': width, 'height': 740})
+    for view in ('norm=gn&edits=1.1.1:-99&batch=random', 'mode=eval', 'view=all'):
+        show(page, view)
+        assert page.evaluate('document.documentElement.scrollWidth') <= width, view
+        cut = page.locator('#explorer :is(b, span, button)').evaluate_all(
+            'all => all.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth)'
+            '.map(e => e.textContent)'
         )
-        < 0.05
-    )
+        assert cut == [], view
 
 
-def test_what_is_lit_and_chosen_shows_in_the_systems_own_colours(explorer):
-    page = explorer('norm=gn', forced_colors='active')
-    edge = 'b => getComputedStyle(b).borderTopColor'
-    lit, unlit = (
-        page.locator(f'.x-in [data-i]{which} b').first
-        for which in ('.x-lit:not(.x-here)', ':not(.x-lit)')
-    )
-    assert lit.evaluate(edge) != unlit.evaluate(edge)
-    choices = '.x-controls fieldset input'
-    chosen, other = (
-        page.locator(f'{choices}{which} + span').first for which in (':checked', ':not(:checked)')
-    )
-    assert chosen.evaluate(edge) != other.evaluate(edge)
-    assert (
-        page.locator('.x-in .x-here b').evaluate('b => getComputedStyle(b).outlineStyle') == 'solid'
-    )
+def test_motion_print_system_colours_and_no_script(explorer):
+    lasts = 'b => getComputedStyle(b).transitionDuration'
+    with explorer(reduced_motion='no-preference') as page:
+        assert page.locator('.n-grid b').first.evaluate(lasts) != '0s'
+        page.get_by_role('radio', name='layer', exact=True).click()
+        page.wait_for_function(  # the numbers arrive
+            "document.querySelector('.x-right b').textContent === '1'"
+        )
+    with explorer('norm=gn&edits=1.1.1:30', forced_colors='active') as page:
+        assert page.locator('.n-grid b').first.evaluate(lasts) == '0s'
+        edges = [
+            page.locator(f'.x-left [data-i]{which} b').first.evaluate(
+                'b => getComputedStyle(b).borderTopColor'
+            )
+            for which in ('.n-lit:not(.n-here)', ':not(.n-lit)')
+        ]
+        assert edges[0] != edges[1]
+        page.emulate_media(media='print')
+        assert not page.locator('.n-controls').first.is_visible()
+        assert page.locator('.x-right table').is_visible()
+    with explorer(java_script_enabled=False) as page:
+        assert 'needs JavaScript' in page.locator('#explorer').inner_text()
+        target = page.locator('#explorer a').get_attribute('href')
+        assert (pages.LEARN / target).exists()
 
 
 def test_it_is_small_and_asks_nobody():
-    script, style = (
-        (HOME / name).read_text(encoding='utf-8') for name in ('explorer.js', 'explorer.css')
-    )
-    assert len(script.encode()) < 24_000 and len(style.encode()) < 9_000
-    assert not re.search(
-        r'https?://|@import|fetch\(|XMLHttpRequest|sendBeacon|import\(', script + style
-    )
+    names = ('explorer.js', 'sets.js', 'draw.js', 'explorer.css', 'toys.css')
+    texts = [(pages.LEARN / name).read_text(encoding='utf-8') for name in names]
+    assert len(''.join(texts).encode()) < 60_000
+    assert not re.search(r'https?://|@import|fetch\(|XMLHttp|sendBeacon', ''.join(texts))

@@ -1,4 +1,4 @@
-"""Every norm of the table against its definition and torch.nn, and surgery on models."""
+"""Every norm of the table against its definition and torch.nn."""
 
 import copy
 import itertools
@@ -17,7 +17,6 @@ from normnotes.models import Net, count_params
 from normnotes.norms import BatchNorm2d, GroupNorm, LayerNorm2d, make_norm
 from normnotes.sets import NORMS, count_sets, divisors, norm_kind, parse_norm, stat_sets
 from normnotes.sets import normalize_by_sets as by_sets
-from normnotes.surgery import fold_batchnorm, fold_batchnorms, recompute_stats, swap_norms
 
 # float64: what is left is the order of the sums. float32: a rounding is 6e-8 of a number, a
 # gradient sums some hundred numbers, and a division by a small deviation enlarges what is there.
@@ -312,92 +311,7 @@ def test_make_norm():
         LayerNorm2d([4, 6, 6])
 
 
-# Surgery
-
-
-def test_fold():
-    for bias, groups, affine in itertools.product((True, False), (1, 2), (True, False)):
-        conv = nn.Conv2d(4, 6, 3, padding=1, bias=bias, groups=groups)
-        bn = BatchNorm2d(6, affine=affine)
-        model, x = nn.Sequential(conv, bn).double(), random(4, 4, 5, 5)
-        for p in bn.parameters():
-            nn.init.normal_(p)
-        model(x)
-        torch.testing.assert_close(fold_batchnorm(conv, bn.eval())(x), model(x))
-    for wrong in (BatchNorm2d(5).eval(), BatchNorm2d(6)):
-        with pytest.raises(ValueError, match=r'eval\(\)|5'):
-            fold_batchnorm(conv, wrong)
-
-
-class BatchNormAct2d(nn.BatchNorm2d):
-    "A norm with an activation inside, as timm has it."
-
-    def forward(self, x):
-        return super().forward(x).relu()
-
-
-class Tied(nn.Sequential):
-    "The weight of the convolution is used a second time, by hand."
-
-    def forward(self, x):
-        return nn.functional.conv_transpose2d(super().forward(x), self[0].weight)
-
-
-def test_fold_a_model_and_leave_what_cannot_be_folded():
-    shared, hooked = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-    hooked.register_forward_hook(lambda layer, inputs, output: output.relu())
-    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
-    x = random(8, 4, 6, 6)
-    for model in (
-        nn.Sequential(nn.Conv2d(4, 4, 3), BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)),
-        nn.Sequential(shared, nn.BatchNorm2d(4), shared),
-        Tied(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
-        nn.Sequential(hooked, nn.BatchNorm2d(4)),
-        nn.Sequential(normed, nn.BatchNorm2d(4)),
-        nn.Sequential(nn.Conv2d(4, 4, 1), BatchNormAct2d(4)),
-    ):
-        model.double()(5 * x)
-        folded = fold_batchnorms(model.eval())
-        assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules()) == 1
-        torch.testing.assert_close(folded(x), model(x))
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-@settings(max_examples=20, deadline=None, derandomize=True)
-def test_recomputed_statistics_do_not_depend_on_the_batches(sizes):
-    data = random(sum(sizes), 3, 2, 2, seed=len(sizes)) + 5
-    for layer in (nn.BatchNorm2d(3), BatchNorm2d(3)):
-        model = nn.Sequential(layer, nn.Dropout(0.5)).double().eval()
-        recompute_stats(model, [(batch, None) for batch in data.split(sizes)])
-        agree([layer.running_mean, layer.running_var], torch.var_mean(data, (0, 2, 3))[::-1], 1e-10)
-        assert layer.num_batches_tracked.item() == len(sizes)
-        assert (layer.training, layer.track_running_stats) == (False, True)
-    with pytest.raises(ValueError, match='batches'):
-        recompute_stats(model, [])
-
-
-def test_swap_keeps_parameters_and_refuses_before_it_changes_anything():
-    norm = nn.BatchNorm2d(6, eps=0.25).double()
-    net = nn.Sequential(norm, nn.Sequential(norm, nn.InstanceNorm2d(6)), nn.LayerNorm(3)).eval()
-    assert swap_norms(net) is net and net[0] is net[1][0] and type(net[2]) is nn.LayerNorm
-    assert net[0].weight is norm.weight and (net[0].eps, net[0].training) == (0.25, False)
-    assert net[0].num_groups == 3 and net[1][1].weight is None
-    net = nn.Sequential(nn.BatchNorm2d(8), nn.Sequential(nn.BatchNorm2d(10)))
-    with pytest.raises(ValueError, match=r'1\.0: groups=4 .* 1, 2, 5 or 10'):
-        swap_norms(net, groups=4)
-    net[1][0] = BatchNormAct2d(4)
-    with pytest.raises(TypeError, match=r'1\.0 is a BatchNormAct2d'):
-        swap_norms(net)
-    assert type(net[0]) is nn.BatchNorm2d
-    with pytest.warns(UserWarning, match='Sequential'):
-        swap_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-
-
-@each_kind
-def test_swap_knows_every_norm_of_the_book(kind):
-    net = swap_norms(nn.Sequential(nn.BatchNorm2d(4)), kind, impl='scratch')
-    assert type(net[0]) is getattr(norms, NORMS[kind].layer)
-    assert type(swap_norms(net, 'in')[0]) is nn.InstanceNorm2d
+# Tools of torch
 
 
 def test_tools_of_torch_find_our_batch_norm():

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from normnotes.norms import make_norm
+from normnotes.models import StackNet
 from normnotes.sets import NORMS
 
 NBS = Path(__file__).resolve().parent.parent / 'nbs'
@@ -41,35 +40,6 @@ console.log(JSON.stringify(cases.map(({options, values, images, labels, rate, st
 """
 
 
-class Stack(nn.Module):
-    "The network of the playground, written with torch."
-
-    def __init__(self, norm, depth, residual):
-        super().__init__()
-        more = {'groups': GROUPS} if norm == 'gn' else {}
-        more |= {'momentum': MOMENTUM} if norm == 'bn' else {}
-        self.residual = residual
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for i in range(depth):
-            from_, stride = (WIDTH, 1) if i else (1, 2)
-            self.convs.append(nn.Conv2d(from_, WIDTH, 3, stride, 1, bias=norm == 'none'))
-            self.norms.append(make_norm(norm, WIDTH, **more))
-        self.head = nn.Linear(WIDTH, 10)
-
-    def forward(self, x):
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(conv(x)).relu()
-            x = x + y if self.residual and i else y
-        return self.head(x.mean((2, 3)))
-
-    def in_order(self):
-        "The parameters in the order of the playground: layer by layer, then the head."
-        pairs = zip(self.convs, self.norms, strict=True)
-        return [p for pair in pairs for part in pair for p in part.parameters()] + list(
-            self.head.parameters()
-        )
-
-
 @pytest.fixture
 def node():
     if (found := shutil.which('node')) is None:
@@ -81,7 +51,11 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
     generator, nets, cases = torch.Generator().manual_seed(0), [], []
     kinds = ['none', 'bn', 'ln', 'gn', 'in', 'rms']
     for norm, residual, depth in itertools.product(kinds, [False, True], [2, 5, 8]):
-        net = Stack(norm, depth, residual).double()
+        groups = f':{GROUPS}' if norm == 'gn' else ''
+        net = StackNet(norm + groups, depth=depth, residual=residual).double()
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = MOMENTUM
         for p in net.parameters():
             spread, centre = (0.12, 0.0) if p.ndim > 1 else (0.5, 1.0)
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
@@ -94,7 +68,7 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
         cases.append(
             {
                 'options': options | {'momentum': MOMENTUM},
-                'values': [p.flatten().tolist() for p in net.in_order()],
+                'values': [p.flatten().tolist() for p in net.parameters()],
                 'images': x.flatten().tolist(),
                 'labels': y.tolist(),
                 'rate': RATE,
@@ -122,23 +96,48 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
             F.cross_entropy(logits, y).backward()
             if step == 0:
                 same(found['logits'], logits)
-                for mine, p in zip(found['grads'], net.in_order(), strict=True):
+                for mine, p in zip(found['grads'], net.parameters(), strict=True):
                     same(mine, p.grad)
             optimizer.step()
-        for mine, p in zip(found['end'], net.in_order(), strict=True):
+        for mine, p in zip(found['end'], net.parameters(), strict=True):
             same(mine, p)
-        for mine, norm in zip(found['running'], net.norms, strict=True):
+        for mine, layer in zip(found['running'], net.children(), strict=False):
             if mine:
-                same(mine, torch.cat([norm.running_mean, norm.running_var]))
+                same(mine, torch.cat([layer.norm.running_mean, layer.norm.running_var]))
         same(found['inUse'], net.eval()(x))
 
 
+def test_two_thousand_steps_keep_no_memory(node, tmp_path):
+    shutil.copy(HOME / 'network.js', tmp_path / 'network.mjs')
+    (tmp_path / 'run.mjs').write_text(
+        """
+        import {StackNet} from './network.mjs';
+        const net = new StackNet({norm: 'bn', depth: 2}), held = [];
+        const x = new Float32Array(8 * 64).map((_, i) => Math.sin(i)), y = new Int32Array(8);
+        for (let step = 0; step <= 2000; step++) {
+          net.step(x, y, 0.01);
+          if (step % 1000 === 0) {
+            globalThis.gc();
+            const {heapUsed, arrayBuffers} = process.memoryUsage();
+            held.push(heapUsed + arrayBuffers);
+          }
+        }
+        console.log(JSON.stringify(held));
+        """,
+        encoding='utf-8',
+    )
+    command = [node, '--expose-gc', 'run.mjs']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, half, end = json.loads(done.stdout)
+    assert end - half < 200_000  # bytes; a step that is kept would be some millions
+
+
 def test_norms_are_those_of_the_book_and_groups_must_divide(node, tmp_path):
-    for name in ('network.js', 'playground.js'):
-        text = (
-            (HOME / name).read_text(encoding='utf-8').replace("'./network.js'", "'./network.mjs'")
-        )
-        (tmp_path / name.replace('.js', '.mjs')).write_text(text, encoding='utf-8')
+    for name in ('network', 'playground', 'sets'):
+        text = (HOME / f'{name}.js').read_text(encoding='utf-8')
+        text = re.sub(r"from '(\./\w+)\.js'", r"from '\1.mjs'", text)
+        (tmp_path / f'{name}.mjs').write_text(text, encoding='utf-8')
     (tmp_path / 'run.mjs').write_text(
         """
         import {NAMES, PRESETS, parse, address, withPreset} from './playground.mjs';
@@ -170,7 +169,9 @@ def site(serve, tmp_path_factory):
     cells = json.loads((HOME / 'playground.ipynb').read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(cell['source']) for cell in cells)
     block = re.search(r'<link.*?</script>', text, flags=re.S)[0]
-    for name in re.findall(r'\b\w+\.(?:js|css)\b', 'network.js worker.js digits.js ' + block):
+    for name in re.findall(
+        r'\b\w+\.(?:js|css)\b', 'network.js sets.js worker.js digits.js ' + block
+    ):
         shutil.copy(HOME / name, folder)
     (folder / 'page.html').write_text(
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Playground</title>'
@@ -197,5 +198,34 @@ def test_a_preset_does_what_its_name_says(chromium, site, width):
     page.wait_for_function(f'/test [5-9]\\d/.test({words})', timeout=120_000)  # B learns
     page.get_by_role('button', name='Pause').click()
     assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert faults == []
+    context.close()
+
+
+def test_controls_answer_to_keys_and_touch_in_both_themes_and_at_every_width(chromium, site):
+    context = chromium.new_context(viewport={'width': 390, 'height': 844}, has_touch=True)
+    page, faults = context.new_page(), []
+    page.on('pageerror', lambda error: faults.append(str(error)))
+    page.goto(site)
+    rate = page.get_by_label('learning rate').first
+    before = rate.input_value()
+    rate.press('ArrowRight')
+    assert rate.input_value() == str(int(before) + 1)
+    assert 'A.rate=' in page.url  # the view can be sent
+    rate = page.get_by_label('learning rate').first
+    assert rate.evaluate('node => node === document.activeElement')  # and the key can be pressed on
+    page.get_by_role('button', name='Network B').tap()
+    page.get_by_label('norm', exact=True).nth(1).select_option('gn')
+    assert page.get_by_label('groups').is_visible()
+    page.get_by_role('link', name='batches of two').tap()
+    assert 'A.batch=2' in page.url and 'B.norm=gn' in page.url
+    page.get_by_role('button', name='Step').tap()
+    page.wait_for_function("/[1-9]/.test(document.querySelector('.pg-status').textContent)")
+    for theme in ('quarto-light', 'quarto-dark'):
+        page.evaluate('name => { document.body.className = name; }', theme)
+        for width in (360, 390, 1280, 1920):
+            page.set_viewport_size({'width': width, 'height': 800})
+            assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert page.get_by_role('button', name='Play').bounding_box()['y'] < 800
     assert faults == []
     context.close()

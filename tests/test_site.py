@@ -1,5 +1,6 @@
 """The site: nothing leaks or is broken, in the notebooks as nbdev stages them and as pages."""
 
+import base64
 import html
 import json
 import os
@@ -158,6 +159,8 @@ def test_links_and_pictures_lead_somewhere(staged, project):
             there = os.path.normpath(os.path.join(folder, path)) if path else name
             if not (project / '_proc' / there).exists():
                 broken.append((name, target))
+            elif '=' in anchor:  # what a toy is to show, not a heading
+                continue
             elif anchor and anchor not in headings.get(there, {anchor}):
                 broken.append((name, target))
     assert broken == []
@@ -179,6 +182,39 @@ def test_every_exported_name_has_its_card_in_the_section_reference(staged):
                 if i < max(reference, default=len(cells)):
                     astray.append((name, shown[1], 'not in the section Reference'))
     assert not astray, astray
+
+
+def test_no_picture_or_badge_comes_from_another_server(staged):
+    astray = []
+    for name, cells in staged.items():
+        for text in map(prose, cells):
+            astray += [(name, src) for src in re.findall(r'<img[^>]* src="(\w+:[^"]+)"', text)]
+    assert astray == []
+
+
+def test_text_says_what_it_means(staged):
+    "No star that Markdown takes for emphasis, and no heading that skips a level."
+    found = []
+    for name, cells in staged.items():
+        if name.startswith('check/'):
+            continue
+        level = 1
+        for text in (prose(cell) for cell in cells if cell['cell_type'] == 'markdown'):
+            words = re.sub(r'\$\$.*?\$\$|`[^`]*`|^ {4}.*$|<[^>]*>', '', text, flags=re.S | re.M)
+            found += [(name, product) for product in re.findall(r'\b[A-Z]\*[A-Z]\b', words)]
+            for marks in re.findall(r'^(#+) ', text, flags=re.M):
+                if len(marks) > level + 1:
+                    found.append((name, f'a heading of level {len(marks)} after one of {level}'))
+                level = len(marks)
+    assert found == []
+
+
+def test_every_figure_shows_on_light_and_dark_pages(staged):
+    "A drawing without a background, and a second set of greys for dark pages."
+    for name, cell in code_cells(staged):
+        for output in cell['outputs']:
+            if drawing := ''.join(output.get('data', {}).get('image/svg+xml', [])):
+                assert 'prefers-color-scheme: dark' in drawing, name
 
 
 def test_every_page_has_a_description_of_its_own():
@@ -218,7 +254,7 @@ def faults(docs: Path, address: str) -> list[str]:
             there = unquote(path).lstrip('/') or 'index.html'
             if not (docs / there).is_file():
                 found.append(f'{name}: {target} leads nowhere')
-            elif anchor and there in pages and anchor not in pages[there].ids:
+            elif anchor and '=' not in anchor and there in pages and anchor not in pages[there].ids:
                 found.append(f'{name}: {target} leads to no anchor')
             elif target in page.sources and not there.startswith('site_libs/'):
                 weight += (docs / there).stat().st_size
@@ -279,9 +315,12 @@ def plain_page(cells: list[dict]) -> str:
         alt = ''.join(re.findall(r'^#\| *fig-alt: *\"?(.*?)\"?$', text, flags=re.M)[:1])
         for output in cell.get('outputs', []):
             data = output.get('data', {})
-            if 'image/png' in data:
-                png = f'data:image/png;base64,{"".join(data["image/png"])}'
-                shown = f'<img src="{png}" alt="{html.escape(alt)}">'
+            if kinds := [kind for kind in data if kind.startswith('image/')]:
+                image = ''.join(data[kinds[0]])
+                if kinds[0] == 'image/svg+xml':
+                    image = base64.b64encode(image.encode()).decode()
+                address = f'data:{kinds[0]};base64,{image}'
+                shown = f'<img src="{address}" alt="{html.escape(alt)}">'
             else:
                 plain = f'<pre>{html.escape(outputs(cell))}</pre>'
                 shown = ''.join(data.get('text/html', plain))

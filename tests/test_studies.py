@@ -222,13 +222,11 @@ def test_a_study_continues_from_its_tables_alone(copy, tiny, undisturbed):
     assert {p.name for p in (copy / 'runs').glob('*-s*')} == {'bn+l1-s7', 'gn-s7'}  # no old one
     assert longer.study.seeds == more.seeds and not longer.missing
     pd.testing.assert_frame_equal(longer.only(tiny).history, whole.history)
-    assert (
-        longer.compare('bn+l1', 'gn').correct_only_a >= whole.compare('bn+l1', 'gn').correct_only_a
-    )
+    assert longer.compare('bn+l1', 'gn').effect.images == whole.compare('bn+l1', 'gn').effect.images
     shutil.rmtree(copy / 'runs')  # and once more, from what that left
     pd.testing.assert_frame_equal(Results.load(copy).history, longer.history)
     (copy / 'mistakes.npz').unlink()
-    assert Results.load(copy).compare('bn+l1', 'gn').correct_only_a == 0
+    assert Results.load(copy).compare('bn+l1', 'gn').effect.images == 0
     (copy / 'results.csv').write_text('variant,seed\n?')
     with pytest.raises(StudyError, match='no runs'):
         Results.load(copy)

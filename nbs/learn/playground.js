@@ -1,12 +1,11 @@
 // The playground of normnotes: two networks that train side by side in the page.
 // First the state and the address that holds it, then the controls, then the views. The networks live in worker.js.
 import {NORMS, divisors} from './network.js';
+import {NORMS as TABLE} from './sets.js';
 
 const WIDTH = 12;
-export const NAMES = {  // names and colours of normnotes.sets
-  none: ['no norm', '#555555'], bn: ['batch norm', '#0072B2'], ln: ['layer norm', '#D55E00'],
-  gn: ['group norm', '#009E73'], in: ['instance norm', '#CC79A7'], rms: ['RMS norm', '#56B4E9'],
-};
+export const NAMES = Object.fromEntries(NORMS.map(n =>
+  [n, n === 'none' ? ['no norm', '#555555'] : [`${TABLE[n][0]} norm`, TABLE[n][1]]]));  // name and colour
 const RATES = Array.from({length: 41}, (_, i) => +(10 ** (-3 + i / 10)).toPrecision(2));  // 0.001 to 10
 const BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 const MOMENTA = [0.01, 0.03, 0.1, 0.3, 1];

@@ -23,7 +23,7 @@ from normnotes.compare.folders import (
     write_arrays,
     writing_to,
 )
-from .results import Results, pack_mistakes
+from .results import Results, failures, pack_mistakes
 from ..core import checksum, write_atomic
 from ..data import DataSet
 from ..variants import Variant
@@ -42,7 +42,7 @@ def summary_table(results: Results) -> pd.DataFrame:
         known = math.isfinite(r.low)
         diverged = f', {r.diverged} diverged' if r.diverged else ''
         row = {'variant': r.variant, 'test accuracy (%)': _number(r.test_acc)}
-        row['95 % interval'] = f'{_number(r.low)} to {_number(r.high)}' if known else '–'
+        row['95 % interval over seeds'] = f'{_number(r.low)} to {_number(r.high)}' if known else '–'
         row |= {'sd': _number(r.sd), 'test loss': _number(r.test_loss, 4)}
         row['training accuracy (%)'] = _number(r.train_acc)
         rows.append(row | {'seeds': f'{r.seeds}{diverged}'})
@@ -62,6 +62,38 @@ def _markdown_table(table: pd.DataFrame) -> str:
     return '\n'.join(lines)
 
 # %% ../../nbs/compare/reports.ipynb #089e7c14
+def _how(results: Results) -> Iterator[str]:
+    "What the sentences rest on."
+    found = results.comparisons()
+    if any(c.effect.images for c in found):
+        yield 'Each 95 % interval of a difference covers other seeds and other test images.'
+    if any(c.effect.n > 1 and not c.effect.images for c in found):
+        yield "Where it says 'seeds only', nothing is known about other test images."
+    if results.margin is None:
+        yield 'There is no margin, so no two variants are called equal.'
+    if len(found) > 1:
+        yield f"Ahead and behind hold after Holm's correction for {len(found)} comparisons."
+
+
+def _once(results: Results) -> str:
+    "What somebody sees who trains each variant once."
+    found = [c for c in results.comparisons() if math.isfinite(c.p_better) and c.effect.n > 1]
+    if not found or len(found) > 6:
+        return ''
+    odds = ', '.join(f'{c.a} beats {c.b} in {100 * c.p_better:.0f}' for c in found)
+    return f'Of 100 pairs of single runs, {odds}.'
+
+
+def _failed(results: Results) -> Iterator[str]:
+    "The variants with runs that went wrong."
+    for row in failures(results).itertuples():
+        kinds = ('diverged', 'collapsed', 'spiked')
+        counts = [f'{n} {kind}' for kind in kinds if (n := getattr(row, kind))]
+        if counts:
+            share = f'; share of failed runs {row.low:.0%} to {row.high:.0%}' if row.failed else ''
+            yield f'- {row.variant}: {", ".join(counts)} of {row.runs} runs{share}'
+
+
 def to_markdown(results: Results) -> str:
     "Table and verdicts as a page of text."
     study, seeds = results.study, len(results.study.seeds)
@@ -71,10 +103,10 @@ def to_markdown(results: Results) -> str:
     parts.append(_markdown_table(summary_table(results)))
     if verdicts := results.verdicts():
         parts.append('\n'.join(f'- {text}' for text in verdicts))
-        if seeds > 1:
-            parts.append("Differences are paired by seed; intervals are Student's t over seeds.")
-    if seeds == 1:
-        parts.append('One seed gives no interval: another seed would give other figures.')
+        parts.append(' '.join(_how(results)))
+        parts.append(_once(results))
+    if failed := '\n'.join(_failed(results)):
+        parts.append(f'Runs that went wrong:\n\n{failed}')
     if results.missing:
         parts.append(f'Not finished: {len(results.missing)} of {len(study.run_keys())} runs.')
     for variant, seed in results.diverged:
@@ -130,7 +162,7 @@ def as_dict(
         'folder': str(results.folder),
         'settings': results.study.to_dict(),
         'summary': records(results.summary()),
-        'pairs': records(results.pairs()),
+        'pairs': [c.to_dict() for c in results.comparisons()],
         'verdicts': results.verdicts(),
         'missing': results.missing,
         'diverged': results.diverged,
