@@ -46,7 +46,7 @@ def image_spread(
     x: Tensor,  # (N, ...), two or more images
 ) -> float:  # 0: all images give the same
     "How much a tensor differs between images, compared with its size."
-    x = x.float()
+    x = x.detach().float()
     size = x.square().mean()
     return float((x - x.mean(0)).square_().mean().div(size).sqrt()) if size else 0.0
 
