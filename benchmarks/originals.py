@@ -10,7 +10,10 @@ epoch, and several processes may share a folder. The pages of the book read `stu
 trained again.
 
 What is not as published: images are turned by torch's sampling in place of Pillow's, both to the
-nearest pixel; the order of the batches and the first weights come from other random numbers.
+nearest pixel; the colour jitter does not round to whole bytes, and changes brightness before
+contrast, where theirs draws the order; the order of the batches and the first weights come from
+other random numbers. EVA4's session 6 and EVA8 draw a curve of losses that holds the penalty, EVA6
+as well; here losses and penalties are separate columns.
 """
 
 from __future__ import annotations
@@ -44,33 +47,9 @@ from normnotes.models import ARCHS, Arch, Net, conv1x1, conv3x3, global_avg_pool
 # --- what the originals trained
 
 
-@dataclass(frozen=True)
-class Arm:
-    "One of the networks of an original, or a control."
-
-    about: str
-    model: Callable[[int], nn.Module]  # from a seed
-    l1: Callable[[nn.Module, int], Tensor | float] = lambda model, batch: 0.0
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    cut: int = 0  # epochs between two cuts of the rate to a tenth; 0 for none
-
-
-@dataclass(frozen=True)
-class Original:
-    "A notebook: its question here, what it did, and what it said."
-
-    question: str
-    pairs: tuple[tuple[str, str], ...]  # the planned comparisons
-    arms: dict[str, Arm]
-    published: dict[str, float]  # test accuracy of an arm, in percent
-    rotate: float  # degrees, to either side
-    jitter: float  # of brightness and contrast
-    batch_size: int
-    epochs: int
-    lr: float
-    one_cycle: bool = False  # torch's OneCycleLR, which moves the momentum as well
-    margin: float = 0.1  # points of test accuracy that do not matter
+def no_l1(model: nn.Module, batch: int) -> float:
+    "No penalty."
+    return 0.0
 
 
 def l1_sum(strength: float) -> Callable[[nn.Module, int], Tensor]:
@@ -88,19 +67,52 @@ def l1_fading(strength: float) -> Callable[[nn.Module, int], Tensor]:
     return lambda model, batch: l1_sum(strength)(model, batch) / (batch + 1)
 
 
+@dataclass(frozen=True)
+class Arm:
+    "One of the networks of an original, or a control."
+
+    about: str
+    model: Callable[[int], nn.Module]  # from a seed
+    l1: Callable[[nn.Module, int], Tensor | float] = no_l1  # from the model and the batch's number
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    cut: int = 0  # epochs between two cuts of the rate to a tenth; 0 for none
+
+
+@dataclass(frozen=True)
+class Original:
+    "A notebook: its question here, what it did, and what it said."
+
+    question: str
+    pairs: tuple[tuple[str, str], ...]  # the planned comparisons
+    arms: dict[str, Arm]
+    published: dict[str, dict[str, float]]  # test accuracies in percent: from where, of which arm
+    rotate: float  # degrees, to either side
+    jitter: float  # of brightness and contrast
+    batch_size: int
+    epochs: int
+    lr: float
+    one_cycle: bool = False  # torch's OneCycleLR, which moves the momentum as well
+    jitter_first: bool = False  # before the rotation, not after it
+    margin: float = 0.1  # points of test accuracy that do not matter
+
+
 def net(norm: str | Callable[[int], nn.Module], arch: str | Arch) -> Callable[[int], nn.Module]:
     return lambda seed: Net(norm, arch=arch, seed=seed)
 
 
-def eva8_per_pixel(seed: int) -> nn.Module:
-    "EVA8's layer norm has a gain and a bias for each pixel of each channel."
-    sides = iter((26, 24, 10, 8, 6, 6))
+def per_pixel(arch: str | Arch) -> Callable[[int], nn.Module]:
+    "`nn.LayerNorm([C, H, W])`: a gain and a bias for each pixel of each channel."
 
-    def norm(channels: int) -> nn.Module:
-        side = next(sides)
-        return nn.LayerNorm([channels, side, side])
+    def model(seed: int) -> nn.Module:
+        sides = iter((26, 24, 10, 8, 6, 6))  # of the channels, in EVA6's net and in EVA8's
 
-    return Net(norm, arch='eva8', seed=seed)
+        def norm(channels: int) -> nn.Module:
+            return nn.LayerNorm([channels, *[next(sides)] * 2])
+
+        return Net(norm, arch=arch, seed=seed)
+
+    return model
 
 
 def eva6_groups(channels: int) -> nn.Module:
@@ -117,11 +129,12 @@ EVA6_NET = Arch(
 )
 rows = ARCHS['eva4'].rows
 EVA4_NET = replace(ARCHS['eva4'], rows=rows | {'C4': replace(rows['C4'], steps=PLAIN)})
+EVA4_BN, FADING = net('bn', EVA4_NET), l1_fading(5e-5)
 
 
-def eva8(lr: float, cut: int, published: dict[str, float]) -> Original:
+def eva8(lr: float, cut: int, *published: float) -> Original:
     arms = {
-        'ln per pixel': Arm('nn.LayerNorm([C, H, W]), as published', eva8_per_pixel),
+        'ln per pixel': Arm('nn.LayerNorm([C, H, W]), as published', per_pixel('eva8')),
         'bn+l1': Arm('batch norm with L1 of 5e-4, as published', net('bn', 'eva8'), l1_sum(5e-4)),
         'gn+l1': Arm(
             'two groups with the L1 that was never switched off, as published',
@@ -138,7 +151,7 @@ def eva8(lr: float, cut: int, published: dict[str, float]) -> Original:
         (('ln per pixel', 'gn+l1'), ('ln per pixel', 'bn+l1'), ('gn', 'gn+l1'), ('bn', 'bn+l1'))
         + (('ln per pixel', 'ln'), ('ln per pixel', 'gn'), ('ln per pixel', 'bn')),
         {name: replace(arm, cut=cut) for name, arm in arms.items()},
-        published,
+        {'last epoch': dict(zip(arms, published, strict=False))},
         rotate=8,
         jitter=0,
         batch_size=128,
@@ -148,19 +161,24 @@ def eva8(lr: float, cut: int, published: dict[str, float]) -> Original:
 
 
 ORIGINALS = {
-    'eva8': eva8(0.01, 0, {'ln per pixel': 99.26, 'bn+l1': 98.65, 'gn+l1': 98.88}),
-    'eva8-steps': eva8(0.3, 6, {'ln per pixel': 99.34, 'bn+l1': 98.93, 'gn+l1': 98.93}),
+    'eva8': eva8(0.01, 0, 99.26, 98.65, 98.88),
+    'eva8-steps': eva8(0.3, 6, 99.34, 98.93, 98.93),
     'eva6': Original(
-        'Does the published order, group norm before batch norm with L1 before layer norm, come '
-        'back? And did its L1, a mean, do anything?',
-        (('gn', 'ln'), ('gn', 'bn+l1'), ('bn+l1', 'ln'), ('bn+l1', 'bn')),
+        'Is group norm ahead, as in both published runs? Batch norm with L1 and layer norm '
+        'changed places between the two; what of that is layer norm per pixel, which the first '
+        'run had? And did its L1, a mean, do anything?',
+        (('gn', 'ln'), ('gn', 'bn+l1'), ('bn+l1', 'ln'), ('bn+l1', 'bn'), ('ln per pixel', 'ln')),
         {
             'gn': Arm('two, three or four groups', net(eva6_groups, EVA6_NET)),
-            'ln': Arm('nn.GroupNorm(1, C)', net('ln', EVA6_NET)),
+            'ln': Arm('nn.GroupNorm(1, C), of the second run', net('ln', EVA6_NET)),
             'bn+l1': Arm('batch norm with L1 of means', net('bn', EVA6_NET), l1_mean(1e-4)),
             'bn': Arm('control: batch norm without L1', net('bn', EVA6_NET)),
+            'ln per pixel': Arm('nn.LayerNorm([C, H, W]), of the first run', per_pixel(EVA6_NET)),
         },
-        {'gn': 99.52, 'ln': 99.46, 'bn+l1': 99.48},
+        {
+            'first run, last epoch': {'gn': 99.52, 'ln per pixel': 99.46, 'bn+l1': 99.48},
+            'second run, last epoch': {'gn': 99.54, 'ln': 99.48, 'bn+l1': 99.47},
+        },
         rotate=7,
         jitter=0.4,
         batch_size=64,
@@ -170,38 +188,26 @@ ORIGINALS = {
     ),
     'eva4': Original(
         'Is L1 best and L2 worse than no penalty, where the four runs also differ in momentum, in '
-        'the schedule and in how the penalty fades?',
-        (('l1', 'none'), ('l2', 'none'), ('l1+l2', 'none'), ('l1', 'l2'), ('l1', 'l1+l2')),
+        'the schedule and in how the penalty fades? What is left of L1 at its own schedule?',
+        (('l1', 'none'), ('l2', 'none'), ('l1+l2', 'none'), ('l1', 'l2'), ('l1', 'l1+l2'))
+        + (('l1', 'none constant'),),
         {
-            'none': Arm('momentum 0.9, steps', net('bn', EVA4_NET), cut=3),
-            'l1': Arm(
-                'momentum 0.9, constant rate, L1 of 5e-5 over the number of the batch',
-                net('bn', EVA4_NET),
-                l1_fading(5e-5),
-                cut=40,
-            ),
-            'l2': Arm(
-                'no momentum, steps, L2 of 3e-4',
-                net('bn', EVA4_NET),
-                momentum=0,
-                cut=3,
-                weight_decay=3e-4,
-            ),
-            'l1+l2': Arm(
-                'no momentum, steps, L2 of 3e-5, L1 as in its own run',
-                net('bn', EVA4_NET),
-                l1_fading(5e-5),
-                momentum=0,
-                cut=3,
-                weight_decay=3e-5,
-            ),
+            'none': Arm('momentum 0.9, steps', EVA4_BN, cut=3),
+            'l1': Arm('momentum 0.9, constant rate, fading L1 of 5e-5', EVA4_BN, FADING),
+            'l2': Arm('no momentum, steps, L2 of 3e-4', EVA4_BN, no_l1, 0, 3e-4, 3),
+            'l1+l2': Arm('no momentum, steps, L2 of 3e-5, fading L1', EVA4_BN, FADING, 0, 3e-5, 3),
+            'none constant': Arm('control: the run with L1, without L1', EVA4_BN),
         },
-        {'none': 99.31, 'l1': 99.36, 'l2': 99.24, 'l1+l2': 99.16},
+        {  # the public log of the run with both ends after epoch 30
+            'best epoch': {'none': 99.31, 'l1': 99.36, 'l2': 99.24, 'l1+l2': 99.16},
+            'last epoch': {'none': 99.30, 'l1': 99.29, 'l2': 99.21},
+        },
         rotate=10,
         jitter=0.1,
         batch_size=32,
         epochs=40,
         lr=0.04,
+        jitter_first=True,
     ),
 }
 
@@ -226,8 +232,12 @@ def batches(original: Original, data: DataSet, seed: int, epoch: int):
     for rows in order.split(size * max(1, 1024 // size)):
         part = split[rows]
         x = part.images.float() / 255
-        x = turn(x, original.rotate * (2 * torch.rand(len(x), generator=draws) - 1))
-        x = normalize(augment(x, jitter, draws), data.mean, data.std)
+        degrees = original.rotate * (2 * torch.rand(len(x), generator=draws) - 1)
+        if original.jitter_first:
+            x = turn(augment(x, jitter, draws), degrees)
+        else:
+            x = augment(turn(x, degrees), jitter, draws)
+        x = normalize(x, data.mean, data.std)
         yield from zip(x.split(size), part.labels.split(size), strict=True)
 
 
@@ -242,7 +252,7 @@ def train(
     original: Original, arm: Arm, seed: int, data: DataSet, path: Path
 ) -> tuple[list[dict[str, float]], Evaluation]:
     "One run, from its last epoch if it was stopped: a row per epoch, and the last evaluation."
-    model = arm.model(seed)
+    model = arm.model(seed).to(memory_format=torch.channels_last)  # faster, the same otherwise
     optimizer = torch.optim.SGD(
         model.parameters(), original.lr, arm.momentum, weight_decay=arm.weight_decay
     )
@@ -284,6 +294,8 @@ def train(
         row |= {'test_loss': evaluation.loss, 'test_acc': evaluation.accuracy}
         history.append(row | {'seconds': time.perf_counter() - began})
         keep.write(gather(model=model, optimizer=optimizer), history)
+        took = f'{history[-1]["seconds"]:.0f} s'
+        print(path.parent.name, f'epoch {epoch}: {evaluation.accuracy:.2f} %, {took}', flush=True)
     assert evaluation
     return history, evaluation
 
@@ -302,7 +314,7 @@ def stored(out: Path) -> tuple[pd.DataFrame, dict[tuple[str, int], Evaluation]]:
 
 
 def add_run(out: Path, arm: str, seed: int, rows: list[dict[str, float]], said: Evaluation) -> None:
-    "Add a finished run to the tables."
+    "Add a finished run to the tables; the CSV file comes last, and says what is finished."
     with FileLock(out / 'tables.lock'):
         table, evaluations = stored(out)
         added = pd.DataFrame(
@@ -315,7 +327,7 @@ def add_run(out: Path, arm: str, seed: int, rows: list[dict[str, float]], said: 
 
 def write_study(out: Path, name: str, original: Original, data: DataSet) -> None:
     "Write down the question before anything runs; refuse a folder that holds another."
-    recipe = 'rotate jitter batch_size epochs lr one_cycle'.split()
+    recipe = 'rotate jitter jitter_first batch_size epochs lr one_cycle'.split()
     about = {
         'name': f'{name}-as-published',
         'question': original.question,
@@ -347,14 +359,13 @@ def run(
             path.mkdir(parents=True, exist_ok=True)
             try:
                 with FileLock(path / 'lock', timeout=0):
-                    if (arm, seed) in stored(out)[1]:
+                    table, _ = stored(out)
+                    if (arm, seed) in set(zip(table.variant, table.seed, strict=True)):
                         continue
                     rows, said = train(
                         original, original.arms[arm], seed, data, path / 'checkpoint.safetensors'
                     )
                     add_run(out, arm, seed, rows, said)
-                    seconds = sum(row['seconds'] for row in rows)
-                    print(f'{arm} seed {seed}: {said.accuracy:.2f} %, {seconds:.0f} s', flush=True)
             except Timeout:
                 print(f'{arm} seed {seed}: another process has it', flush=True)
 
@@ -367,25 +378,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('out', type=Path, help='the folder of the study')
     parser.add_argument('--seeds', default='0-4', help='such as 0-4, or 3 (default: 0-4)')
     parser.add_argument('--arms', help='some of the arms, with commas (default: all)')
-    parser.add_argument('--epochs', type=int, help='fewer, for a trial')
+    parser.add_argument('--epochs', type=int, help='fewer, for a trial in a folder of its own')
     parser.add_argument('--data-dir', help='the data folder')
     args = parser.parse_args(argv)
     original = ORIGINALS[args.original]
-    original = replace(original, epochs=args.epochs or original.epochs)
-    first, _, last = args.seeds.partition('-')
+    original = replace(original, epochs=original.epochs if args.epochs is None else args.epochs)
     arms = args.arms.split(',') if args.arms else list(original.arms)
-    for arm in arms:
-        check_choice('arm', arm, original.arms)
+    try:
+        first, _, last = args.seeds.partition('-')
+        seeds = list(range(int(first), int(last or first) + 1))
+        if not seeds or original.epochs < 1:
+            raise ValueError(f'{len(seeds)} seeds and {original.epochs} epochs: use 1 or more')
+        for arm in arms:
+            check_choice('arm', arm, original.arms)
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
-    data = load_data('mnist', args.data_dir)
-    run(
-        args.original,
-        args.out,
-        list(range(int(first), int(last or first) + 1)),
-        arms,
-        data,
-        original,
-    )
+    run(args.original, args.out, seeds, arms, load_data('mnist', args.data_dir), original)
 
 
 if __name__ == '__main__':

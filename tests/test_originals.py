@@ -28,10 +28,14 @@ def images():
 
 
 def test_every_arm_has_the_published_size():
-    sizes = {'ln per pixel': 66_974}
-    for original, usual in ((EVA8, 9_910), (EVA6, 8_880), (EVA4, 8_286)):
+    for original, usual, per_pixel in (
+        (EVA8, 9_910, 66_974),
+        (EVA6, 8_880, 44_712),
+        (EVA4, 8_286, None),
+    ):
         for name, arm in original.arms.items():
-            assert count_params(arm.model(0)) == sizes.get(name, usual), name
+            expected = per_pixel if name == 'ln per pixel' else usual
+            assert count_params(arm.model(0)) == expected, name
 
 
 def test_the_leaked_penalty_reaches_group_norm_and_spares_layer_norm():
@@ -48,7 +52,8 @@ def test_a_mean_is_next_to_nothing_and_a_fading_penalty_fades():
     assert EVA6.arms['bn+l1'].l1(model, 7).item() == pytest.approx(1e-4 * sum(means))
     first, later = (EVA4.arms['l1'].l1(model, batch).item() for batch in (0, 99))
     assert later == pytest.approx(first / 100)
-    assert [EVA4.arms[a].momentum for a in ('none', 'l1', 'l2', 'l1+l2')] == [0.9, 0.9, 0, 0]
+    assert [arm.momentum for arm in EVA4.arms.values()] == [0.9, 0.9, 0, 0, 0.9]
+    assert [arm.cut for arm in EVA4.arms.values()] == [3, 0, 3, 3, 0]
 
 
 def test_one_cycle_moves_the_momentum_against_the_rate():
@@ -60,6 +65,7 @@ def test_one_cycle_moves_the_momentum_against_the_rate():
         optimizer.step()
         schedule.step()
         seen.append((optimizer.param_groups[0]['lr'], optimizer.param_groups[0]['momentum']))
+    assert optimizer.defaults['momentum'] == 0.9  # which the schedule overrides, as in EVA6
     assert max(seen)[0] == pytest.approx(0.015, rel=0.01)
     assert max(seen)[1] == pytest.approx(0.85, abs=0.01)
     assert seen[-1][1] == pytest.approx(0.95, abs=0.01)
@@ -105,10 +111,35 @@ def test_stored_runs_are_not_trained_again(tmp_path, images, monkeypatch, capsys
     before = pd.read_csv(out / 'results.csv')
     originals.run('eva8', out, [0, 1], ['gn'], images, short)
     after = pd.read_csv(out / 'results.csv')
-    assert capsys.readouterr().out.count('gn seed 0') == 1
+    assert capsys.readouterr().out.count('gn-s0 epoch 1: ') == 1
     assert sorted(zip(after.variant, after.seed, strict=True)) == [('bn', 0), ('gn', 0), ('gn', 1)]
     merged = after.merge(before, on=['variant', 'seed', 'test_loss', 'seconds'])
     assert len(merged) == len(before)
     assert set(originals.stored(out)[1]) == {('bn', 0), ('gn', 0), ('gn', 1)}
     with pytest.raises(SystemExit, match='another study'):
         originals.run('eva8', out, [0], ['gn'], images, replace(short, lr=0.5))
+
+
+def test_a_run_whose_rows_were_not_written_is_added_again(tmp_path, images, monkeypatch):
+    short, write = replace(EVA8, epochs=1), originals.write_atomic
+
+    def stop(path, content):
+        if path.name == 'results.csv':
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(originals, 'write_atomic', stop)
+    with pytest.raises(KeyboardInterrupt):
+        originals.run('eva8', tmp_path, [0], ['gn'], images, short)
+    monkeypatch.undo()
+    originals.run('eva8', tmp_path, [0], ['gn'], images, short)
+    assert len(pd.read_csv(tmp_path / 'results.csv')) == 1
+
+
+@pytest.mark.parametrize(
+    'wrong', [['--arms', 'gm'], ['--seeds', 'two'], ['--seeds', '3-1'], ['--epochs', '0']]
+)
+def test_a_wrong_option_is_refused_before_anything_is_written(tmp_path, wrong):
+    with pytest.raises(SystemExit) as stopped:
+        originals.main(['eva8', str(tmp_path / 'out'), *wrong])
+    assert stopped.value.code == 2 and not (tmp_path / 'out').exists()
