@@ -95,6 +95,9 @@ def anchors(cells: list[dict]) -> set[str]:
     found, times = set(), Counter()
     for text in map(prose, cells):
         for heading in re.findall(r'^#+ +(.*?)\s*$', text, flags=re.M):
+            if given := re.search(r'\{#([\w-]+)\}$', heading):
+                found.add(given[1])
+                continue
             heading = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', heading).lower()
             heading = re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', heading))
             anchor = re.sub(r'^[^a-z]+', '', heading)
