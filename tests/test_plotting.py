@@ -1,8 +1,6 @@
 """Figures on dark pages, in notebooks without pyplot, in loops and in files."""
 
-import base64
 import gc
-import io
 import subprocess
 import sys
 import weakref
@@ -228,12 +226,9 @@ def test_a_figure_shows_exactly_once_in_a_notebook(first):
     cells = [first, load, 'plot_accuracy(frame)', 'fig = plot_accuracy(frame)', 'fig']
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(nb, kernel_name='python3', timeout=120).execute()
-    shown = [
-        [o.data for o in cell.outputs if 'image/png' in o.get('data', {})] for cell in nb.cells
-    ]
+    kinds = {'image/svg+xml', 'image/png'}  # drawings, unless the notebook asks for pixels
+    shown = [[o for o in cell.outputs if kinds & set(o.get('data', {}))] for cell in nb.cells]
     assert list(map(len, shown)) == [0, 0, 1, 0, 1]
-    image = Image.open(io.BytesIO(base64.b64decode(shown[2][0]['image/png'])))
-    assert image.width > 600
 
 
 def test_importing_plots_opens_no_window_and_look_needs_no_matplotlib():
