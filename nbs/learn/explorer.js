@@ -71,7 +71,7 @@ function mount(root) {
     const inEval = norm === 'bn' && state.mode === 'eval', running = inEval ? runningStats(original, shape, steps) : undefined;
     const options = {groups, running, gamma: knobs('gamma'), beta: knobs('beta')};
     const [before, y] = [original, x].map(batch => normalize(batch, shape, norm, options));
-    const sets = statSets(norm, shape, groups), here = pointed ?? state.at, channel = place(here)[1];
+    const sets = statSets(norm, shape, groups), here = pointed < size ? pointed ?? state.at : state.at, channel = place(here)[1];
     const {mean, variance} = running ?? setStats(x, sets, centred(norm)), at = running ? channel : sets[here];
     const paths = backward(x.map((_, i) => +(i === here)), x, shape, norm, options);
     return {
