@@ -173,13 +173,14 @@ def _check_device(name: str) -> None:
 
 def _check_study(study: Any, changes: dict[str, Any]) -> None:
     "Refuse variants that the model cannot have, and penalties that no variant takes."
+    from normnotes.compare.design import model_options
     from normnotes.models import make_model
     from normnotes.studies import Variant
 
     variants = [Variant.parse(v) for v in study.variants]
     for variant in variants:
         try:
-            make_model(study.model, variant.model_norm, **study.model_options(variant))
+            make_model(study.model, variant.model_norm, **model_options(study.model, variant))
         except ValueError as error:
             raise ValueError(f"variant '{variant}': {error}") from None
     for key in ('l1', 'l2'):

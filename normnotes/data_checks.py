@@ -28,9 +28,8 @@ _all_ = ['CHECKS']  # with this page's rows the table is complete
     'expected-more-than-1-value-per-channel',
 )
 def _one_number(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if seen is None or seen.numbers != 1 or norm.family in ('frozen', 'rms'):
+    for norm, seen in e.looked:
+        if seen.numbers != 1 or norm.family in ('frozen', 'rms'):
             continue
         if norm.family == 'instance' and norm.tracks and not norm.module.training:
             continue
@@ -49,9 +48,8 @@ def _one_number(e: Evidence) -> Iterator[Hit]:
     'very-small-sets',
 )
 def _few_numbers(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if seen and 1 < seen.numbers < 8 and norm.family not in ('frozen', 'rms'):
+    for norm, seen in e.looked:
+        if 1 < seen.numbers < 8 and norm.family not in ('frozen', 'rms'):
             severity = 'note' if norm.family == 'batch' else ''
             text = f'an input of shape {seen.shape} leaves only {seen.numbers} numbers per set'
             yield Hit(norm.name, seen.numbers, text, severity)
@@ -65,9 +63,8 @@ def _few_numbers(e: Evidence) -> Iterator[Hit]:
     'loss-is-nan-only-in-evaluation',
 )
 def _not_finite(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if seen and not (seen.finite_in and seen.finite_out):
+    for norm, seen in e.looked:
+        if not (seen.finite_in and seen.finite_out):
             bad = int((~seen.mean.isfinite()).sum())
             where = (
                 'its output is'
@@ -92,9 +89,8 @@ def constant_share(seen: Seen) -> float:
     'constant-or-dead-channels',
 )
 def _constant_channels(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if not seen or not seen.finite_in:
+    for norm, seen in e.looked:
+        if not seen.finite_in:
             continue
         if (
             seen.shape[0] * seen.numbers < 16
@@ -117,15 +113,9 @@ def _constant_channels(e: Evidence) -> Iterator[Hit]:
     'the-norm-does-not-normalize',
 )
 def _tiny_variance(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen, value = e.seen.get(norm.name), getattr(norm.module, 'eps', None)
-        if (
-            not seen
-            or not value
-            or not seen.finite_in
-            or seen.numbers < 2
-            or norm.family == 'frozen'
-        ):
+    for norm, seen in e.looked:
+        value = getattr(norm.module, 'eps', None)
+        if not value or not seen.finite_in or seen.numbers < 2 or norm.family == 'frozen':
             continue
         size = seen.var if norm.family != 'rms' else seen.var + seen.mean.square()
         middle = float(size.median())
@@ -147,9 +137,8 @@ def deviations_from_zero(seen: Seen) -> Tensor:  # of each set
     'half-precision-and-norms',
 )
 def _rounding(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if not seen or not seen.finite_in or seen.numbers < 2 or norm.family in ('rms', 'frozen'):
+    for norm, seen in e.looked:
+        if not seen.finite_in or seen.numbers < 2 or norm.family in ('rms', 'frozen'):
             continue
         step, far = torch.finfo(seen.dtype).eps, deviations_from_zero(seen)
         share = float((far * step > 0.05).float().mean())
@@ -170,9 +159,8 @@ def _rounding(e: Evidence) -> Iterator[Hit]:
     'half-precision-and-norms',
 )
 def _wrong_output(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if seen and seen.error is not None and not seen.error <= 0.1:
+    for norm, seen in e.looked:
+        if seen.error is not None and not seen.error <= 0.1:
             text = f'its output is up to {seen.error:.2g} deviations away from its formula'
             yield Hit(norm.name, seen.error, text)
 
@@ -185,9 +173,8 @@ def _wrong_output(e: Evidence) -> Iterator[Hit]:
     'layer-norm-training-collapses',
 )
 def _offsets(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if seen and seen.offsets is not None and seen.offsets > 0.85:
+    for norm, seen in e.looked:
+        if seen.offsets is not None and seen.offsets > 0.85:
             text = (
                 f'{seen.offsets:.1%} of the variance in front of it is only the offsets of its '
                 'channels'
@@ -203,9 +190,8 @@ def _offsets(e: Evidence) -> Iterator[Hit]:
     'the-output-is-the-same-for-every-image',
 )
 def _same_output(e: Evidence) -> Iterator[Hit]:
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if seen and None not in (seen.before, seen.after) and seen.finite_in:
+    for norm, seen in e.looked:
+        if None not in (seen.before, seen.after) and seen.finite_in:
             before, after = seen.before or 0.0, seen.after or 0.0
             gain = stored_numbers(norm).get('weight')
             if before > 1e-3 and after < 1e-4 * before and (gain is None or bool(gain.any())):
@@ -326,9 +312,8 @@ def _train_eval_gap(e: Evidence) -> Iterator[Hit]:
 def _last_batch(e: Evidence) -> Iterator[Hit]:
     if e.last_batch != 1:
         return
-    for norm in e.norms:
-        seen = e.seen.get(norm.name)
-        if norm.family == 'batch' and seen:
+    for norm, seen in e.looked:
+        if norm.family == 'batch':
             numbers = norm.numbers_per_set((1, *seen.shape[1:]))
             effect = (
                 'training raises an error there'

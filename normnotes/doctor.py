@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .checks import SEVERITIES
+from .core import counted
 from .data_checks import CHECKS
 from .evidence import Evidence, gather
 from .surgery import recompute_stats, swap_norms
@@ -45,10 +46,6 @@ class Fixed(NamedTuple):
     model: nn.Module  # the repaired copy
     done: list[str]
     left: list[Finding]  # what needs a decision of yours
-
-
-def _counted(count: int, what: str) -> str:
-    return f'{count} {what}' if count == 1 else f'{count} {what}s'
 
 
 def _finite_or_text(value: float) -> Any:
@@ -102,9 +99,9 @@ class Report:
     def _title(self) -> str:
         kinds = [norm.family for norm in self.evidence.norms]
         count = ', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))
-        norms = f'{_counted(len(kinds), "norm layer")} ({count})' if kinds else 'no norm layers'
+        norms = f'{counted(len(kinds), "norm layer")} ({count})' if kinds else 'no norm layers'
         found = [f.severity for f in self.findings]
-        totals = [_counted(found.count(s), s) for s in SEVERITIES if s in found]
+        totals = [counted(found.count(s), s) for s in SEVERITIES if s in found]
         return f'{_name(self.evidence.model)}: {norms}; {", ".join(totals) or "nothing found"}'
 
     def __str__(self) -> str:

@@ -292,6 +292,11 @@ class Evidence:
     last_batch: int | None = None  # images of the last batch of a loader
     data: Any = None  # what can be given to `recompute_stats`
 
+    @property
+    def looked(self) -> list[tuple[NormLayer, Seen]]:
+        "The norms that the batch reached, with what they were given."
+        return [(norm, self.seen[norm.name]) for norm in self.norms if norm.name in self.seen]
+
 
 def _last_size(data: Any, sizes: list[int], complete: bool) -> int | None:
     "How many images the last batch of a loader has, where that is known."

@@ -189,9 +189,7 @@ def _planned(
         if _is_swapped(m, name):
             plan[m] = name, _replacement(m, name, like, flat, to, groups, impl)
         elif isinstance(m, nn.Flatten) or any(True for _ in m.parameters(recurse=False)):
-            flat = isinstance(
-                m, (nn.Linear, nn.Flatten)
-            )  # the last layer with weights before the norm
+            flat = isinstance(m, (nn.Linear, nn.Flatten))  # of the layer before the norm
     return plan
 
 # %% ../nbs/model/swaps.ipynb #63d74832

@@ -25,7 +25,7 @@ from normnotes.compare.statistics import (
     prob_better,
     seeds_needed,
 )
-from ..core import check_choice
+from ..core import check_choice, counted
 
 # %% ../../nbs/compare/comparison.ipynb #6f6e6a96
 @dataclass(frozen=True)
@@ -159,10 +159,6 @@ class Comparison:
         return names | known | {'margin': self.margin, 'verdict': self.verdict} | counts
 
 # %% ../../nbs/compare/comparison.ipynb #4f697be0
-def _counted(number: int, what: str) -> str:
-    return f'1 {what}' if number == 1 else f'{number:,} {what}s'
-
-
 def _numbers(c: Comparison) -> Callable[[float], str]:
     "A formatter with enough digits to show the interval."
     half = c.effect.high - c.effect.mean  # NaN if there is no interval
@@ -180,16 +176,16 @@ def _closing(c: Comparison) -> str:
         prefix = f"not clear after Holm's correction for {c.planned} comparisons; "
     winner, lost = (c.a, c.lost_a) if c.lead > 0 else (c.b, c.lost_b)
     if lost and c.differs:
-        return f'{winner} lost {_counted(lost, "run")}, and the others may be the lucky ones'
+        return f'{winner} lost {counted(lost, "run")}, and the others may be the lucky ones'
     if c.margin is not None and c.effect.within(c.margin):
-        return f'{_counted(c.lost_a + c.lost_b, "run")} failed, so the two are not called equal'
+        return f'{counted(c.lost_a + c.lost_b, "run")} failed, so the two are not called equal'
     fewest, more, most = c.seeds_to_close or (None, None, None)
     if more:
         reach = f' ({fewest} to {most})' if most else f' ({fewest} or many more)'
         reach = reach if most != fewest else ''
-        return f'{prefix}{_counted(more, "more seed")}{reach} would settle it'
+        return f'{prefix}{counted(more, "more seed")}{reach} would settle it'
     if fewest:
-        return f'{_counted(fewest, "more seed")} could settle it, but probably it takes over 1,000'
+        return f'{counted(fewest, "more seed")} could settle it, but probably it takes over 1,000'
     if c.effect.image_variance and not seeds_needed(
         abs(c.effect.mean), 0.0, c.margin, math.sqrt(c.effect.image_variance)
     ):
@@ -205,7 +201,7 @@ def _sentence(c: Comparison) -> str:
     where = f' in {c.about.label}' if c.metric != 'test_acc' else ''
     per = f' per {c.per}' if c.per else ''
     amount = f'{c.a} minus {c.b} is {text(e.mean)}{unit}{where}{per}'
-    seeds = _counted(e.n, 'seed') if e.images else f'over {_counted(e.n, "seed")} only'
+    seeds = counted(e.n, 'seed') if e.images else f'over {counted(e.n, "seed")} only'
     ends, comma = sorted((e.low, e.high), key=abs), ', ' if e.images else ' '
     if c.verdict == 'equal':
         numbers = f'95 % interval {text(e.low)} to {text(e.high)}{comma}{seeds}'
@@ -227,7 +223,7 @@ def _sentence(c: Comparison) -> str:
     if c.margin is not None and abs(ends[0]) > c.margin and e.low * e.high > 0:
         so += f', more than the margin of {c.margin:g}'
     lost = ''.join(
-        f'; {_counted(count, "run")} of {name} failed and {"is" if count == 1 else "are"} left out'
+        f'; {counted(count, "run")} of {name} failed and {"is" if count == 1 else "are"} left out'
         for name, count in ((c.a, c.lost_a), (c.b, c.lost_b))
         if count
     )

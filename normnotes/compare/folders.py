@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'COLUMN_TYPES', 'StudyError', 'writing_to', 'read_history', 'to_csv', 'write_arrays', 'RunFolder',
-           'run_folders', 'read_study', 'find_studies', 'differences', 'machine', 'stored_runs', 'prepare']
+           'run_folders', 'read_study', 'find_studies', 'differences', 'machine', 'stored_runs', 'runs_to_train',
+           'prepare']
 
 # %% ../../nbs/compare/folders.ipynb #8e37fde1
 import json
@@ -86,7 +87,6 @@ class RunFolder:
     variant: str
     seed: int
     config: TrainConfig  # with the device, which does not decide the result
-    options: Mapping[str, Any]  # of the model; its variant says them, too
     validation: int = 0  # training images held out
 
     def __str__(self) -> str:
@@ -163,7 +163,6 @@ def run_folders(
             variant=variant,
             seed=seed,
             config=study.config(variant, seed, device),
-            options=study.model_options(variant),
             validation=study.validation,
         )
         for variant, seed in study.run_keys()
@@ -275,6 +274,16 @@ def stored_runs(
     here = {(run.variant, run.seed) for run in run_folders(study, out) if run.path.exists()}
     return {(str(v), int(s)) for v, s in zip(table.variant, table.seed, strict=True)} - here
 
+# %% ../../nbs/compare/folders.ipynb #bc0b9bd9
+def runs_to_train(
+    study: Study,  # what is to be run
+    out: Path,  # its folder
+    device: str | None = None,  # where to train
+) -> list[RunFolder]:
+    "The runs of a study, finished or not, without those that the folder has in its tables alone."
+    stored = stored_runs(study, out)
+    return [r for r in run_folders(study, out, device) if (r.variant, r.seed) not in stored]
+
 # %% ../../nbs/compare/folders.ipynb #091588c2
 def _images(out: Path) -> str | None:
     "The checksum of the images that a folder's runs saw, if that was written down."
@@ -290,8 +299,7 @@ def prepare(
 ) -> list[RunFolder]:
     "The runs of a study, without stored ones; checks that the folder fits, writes `study.json`."
     with writing_to(out):
-        stored = stored_runs(study, out)
-        runs = [r for r in run_folders(study, out, device) if (r.variant, r.seed) not in stored]
+        stored, runs = stored_runs(study, out), runs_to_train(study, out, device)
         then = _images(out) if stored else None
         if images and then and then != images:
             raise StudyError(

@@ -24,13 +24,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .design import Study
+from .design import Study, model_options
 from normnotes.compare.folders import (
     RunFolder,
     StudyError,
     prepare,
-    run_folders,
-    stored_runs,
+    runs_to_train,
     write_arrays,
     writing_to,
 )
@@ -52,7 +51,8 @@ def _load(name: str, data_dir: str | None, validation: int) -> DataSet:
 # %% ../../nbs/compare/running.ipynb #9fa579ad
 def _make_model(run: RunFolder, data: DataSet) -> TableNet:
     norm = Variant.parse(run.variant).model_norm
-    return make_model(run.model, norm, data, seed=run.seed, **run.options)
+    options = model_options(run.model, run.variant)
+    return make_model(run.model, norm, data, seed=run.seed, **options)
 
 
 def _train(run: RunFolder, data: DataSet) -> list[str]:  # warnings
@@ -266,9 +266,7 @@ def run_study(
         raise ValueError(f'jobs={jobs} is not allowed; use 1 or more')
     kind, data = progress_kind(progress), None
     with writing_to(out):
-        stored = stored_runs(study, out)
-        runs = [r for r in run_folders(study, out, device) if (r.variant, r.seed) not in stored]
-        waiting = [run for run in runs if not run.status()]
+        waiting = [run for run in runs_to_train(study, out, device) if not run.status()]
     if waiting:
         _load.cache_clear()  # the images of a folder may have changed
         data = _load(study.data, data_dir, study.validation)
