@@ -190,7 +190,7 @@ def test_a_preset_does_what_its_name_says(chromium, site, width):
     page.on('console', lambda m: faults.append(m.text) if m.type in ('error', 'warning') else None)
     page.on('pageerror', lambda error: faults.append(str(error)))
     page.goto(f'{site}#preset=the%20rate%20kills%20it')
-    page.get_by_label('speed').select_option('fast')
+    page.get_by_label('speed', exact=True).select_option('fast')
     page.get_by_role('button', name='Play').press('Enter')
     status = page.locator('.pg-status')
     status.nth(0).locator('strong').wait_for(timeout=120_000)  # A is dead, and the page says so
@@ -207,16 +207,16 @@ def test_controls_answer_to_keys_and_touch_in_both_themes_and_at_every_width(chr
     page, faults = context.new_page(), []
     page.on('pageerror', lambda error: faults.append(str(error)))
     page.goto(site)
-    rate = page.get_by_label('learning rate').first
+    rate = page.get_by_label('learning rate', exact=True).first
     before = rate.input_value()
     rate.press('ArrowRight')
     assert rate.input_value() == str(int(before) + 1)
     assert 'A.rate=' in page.url  # the view can be sent
-    rate = page.get_by_label('learning rate').first
+    rate = page.get_by_label('learning rate', exact=True).first
     assert rate.evaluate('node => node === document.activeElement')  # and the key can be pressed on
     page.get_by_role('button', name='Network B').tap()
     page.get_by_label('norm', exact=True).nth(1).select_option('gn')
-    assert page.get_by_label('groups').is_visible()
+    assert page.get_by_label('groups', exact=True).is_visible()
     page.get_by_role('link', name='batches of two').tap()
     assert 'A.batch=2' in page.url and 'B.norm=gn' in page.url
     page.get_by_role('button', name='Step').tap()
