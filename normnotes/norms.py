@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['over_sets', 'Normalize', 'norm_and_stats', 'GroupNorm', 'LayerNorm2d', 'RMSNorm2d', 'ChannelLayerNorm2d',
-           'BatchNorm2d', 'InstanceNorm2d', 'GhostBatchNorm2d', 'default_groups', 'make_norm']
+           'BatchNorm2d', 'InstanceNorm2d', 'default_groups', 'make_norm']
 
 # %% ../nbs/normalization/norms.ipynb #5a963c4c
 import math
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import check_choice
+from .ghost import GhostBatchNorm2d
 from .sets import NORMS, check_groups, divisors, parse_norm
 
 # %% ../nbs/normalization/norms.ipynb #83ce5ad7
@@ -337,49 +337,6 @@ class InstanceNorm2d(nn.modules.instancenorm._InstanceNorm):
         if self.training and self.track_running_stats:
             _track(self, mean, var, count, self.momentum or 0.0)
         return y
-
-# %% ../nbs/normalization/norms.ipynb #68cbbcd6
-class GhostBatchNorm2d(nn.BatchNorm2d):
-    "Batch normalization of each part of the batch alone, as several GPUs do it."
-
-    def __init__(
-        self,
-        num_channels: int,
-        ghost: int,  # images in a part; the last part may be smaller
-        **kwargs: Any,  # for `torch.nn.BatchNorm2d`
-    ):
-        super().__init__(num_channels, **kwargs)
-        if ghost < 1:
-            raise ValueError(f'ghost={ghost} images cannot be a part of a batch; use 1 or more')
-        self.ghost = ghost
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
-        N, size = len(x), min(self.ghost, len(x))
-        if not self.training or size == N:
-            return super().forward(x)
-        whole = N - N % size
-        y = self._normalize(x[:whole], whole // size)
-        return torch.cat([y, self._normalize(x[whole:], 1)]) if whole < N else y
-
-    def _normalize(self, x: Tensor, parts: int) -> Tensor:
-        "Normalize equal parts at once: each part's channels become channels of one batch norm."
-        N, C, H, W = x.shape
-        folded = x.view(parts, N // parts, C, H, W).transpose(0, 1).reshape(-1, parts * C, H, W)
-        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
-        mean, var, weight, bias = (None if t is None else t.repeat(parts) for t in tensors)
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:  # the plain average of all batches
-                momentum = 1 / int(self.num_batches_tracked)
-        y = F.batch_norm(folded, mean, var, weight, bias, True, momentum or 0.0, self.eps)
-        for running, moved in ((self.running_mean, mean), (self.running_var, var)):
-            if running is not None and moved is not None:
-                running.copy_(moved.view(parts, C).mean(0))
-        return y.view(-1, parts, C, H, W).transpose(0, 1).reshape(N, C, H, W)
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, ghost={self.ghost}'  # type: ignore[no-untyped-call]
 
 # %% ../nbs/normalization/norms.ipynb #e4277843
 def default_groups(

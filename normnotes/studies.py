@@ -15,7 +15,8 @@ from .compare.claims import Claim, ClaimTest, Finding  # noqa: F401
 from .compare.comparison import RUN_METRICS, Comparison, Metric, compare_runs  # noqa: F401
 from .compare.design import DATASET_DEFAULTS, DEFAULT_LAMBDAS, Study  # noqa: F401
 from .compare.folders import COLUMNS, RunFolder, StudyError, find_studies, read_study  # noqa: F401
-from .compare.presets import CLAIMS, STUDIES, check_claim, claims_table, get_studies  # noqa: F401
+from .compare.presets import STUDIES, get_studies  # noqa: F401
+from .compare.published import CLAIMS, check_claim, claims_table  # noqa: F401
 from normnotes.compare.reports import (  # noqa: F401
     fingerprints,
     provenance_note,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import norms
 from .core import evaluating
+from .ghost import GhostBatchNorm2d
 from .norms import default_groups, make_norm
 from .running_stats import PooledStats, Report, is_frozen, is_norm, send
 from .sets import NORMS, parse_norm
@@ -25,7 +26,7 @@ _AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 _AnyInstanceNorm = nn.modules.instancenorm._InstanceNorm
 _PLAIN: tuple[type[nn.Module], ...] = (
     *(getattr(norms, row.layer) for row in NORMS.values() if row.layer),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, norms.GhostBatchNorm2d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, GhostBatchNorm2d),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
     *(nn.LazyBatchNorm1d, nn.LazyBatchNorm2d, nn.LazyBatchNorm3d),
     *(nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyInstanceNorm3d),

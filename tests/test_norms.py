@@ -327,7 +327,7 @@ def test_tools_of_torch_find_our_batch_norm():
 @pytest.mark.parametrize(
     'make, named',
     [
-        (lambda: norms.GhostBatchNorm2d(3, 0), 'ghost=0'),
+        (lambda: make_norm('bn', 3, ghost=0), 'ghost=0'),
         (lambda: make_norm('gn', 4, ghost=2), 'ghost=2'),
         (lambda: make_norm('bn', 4, ghost=2, impl='scratch'), 'ghost=2'),
         (lambda: make_norm(nn.BatchNorm2d, 4, ghost=2), 'ghost=2'),

@@ -13,7 +13,8 @@ from scipy import stats
 from normnotes.compare.claims import Claim, ClaimTest
 from normnotes.compare.comparison import RUN_METRICS, Comparison, compare_runs
 from normnotes.compare.design import Study
-from normnotes.compare.presets import CLAIMS, STUDIES, check_claim, claims_table
+from normnotes.compare.presets import STUDIES
+from normnotes.compare.published import CLAIMS, check_claim, claims_table
 from normnotes.compare.results import Results, failures
 from normnotes.compare.statistics import (
     Contrast,
