@@ -249,7 +249,7 @@ class TableNet(nn.Module):
         in_channels: int | None = None,  # channels of an image; the architecture's own if None
         arch: str | Arch | None = None,  # the name of an architecture, or an `Arch` of your own
         dropout: float | None = None,  # share of values dropped; the architecture's own if None
-        impl: str = 'torch',  # 'torch', or 'scratch' for the layers of chapter 1
+        impl: str = 'torch',  # 'torch', or 'scratch' for the layers of the chapter on norms
         init: str = 'torch',  # of the convolutions: torch's own, or 'he'; see the text
         ghost: int | None = None,  # images in each part of the batch; see `GhostBatchNorm2d`
         seed: int | None = None,  # seed of the weights; if None, torch's global generator gives one

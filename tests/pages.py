@@ -64,6 +64,21 @@ def build(name, folder):
     (Path(folder) / f'{name}.html').write_text(page, encoding='utf-8')
 
 
+def build_front(folder):
+    "The front page, index.html: its text, the HTML among its outputs, and the folders beside it."
+    shutil.copytree(NBS / 'images', folder / 'images')
+    shutil.copytree(LEARN, folder / 'learn', ignore=shutil.ignore_patterns('*.ipynb'))
+    shutil.copy(NBS / 'styles.css', folder)
+    parts = []
+    for cell in json.loads((NBS / 'index.ipynb').read_text(encoding='utf-8'))['cells']:
+        if cell['cell_type'] == 'markdown':
+            parts += map(block, re.split(r'\n\s*\n', ''.join(cell['source'])))
+        for output in cell.get('outputs', []):
+            parts.append(''.join(output.get('data', {}).get('text/html', [])))
+    page = HEAD.format(name='normnotes', body='\n'.join(parts))
+    (folder / 'index.html').write_text(page, encoding='utf-8')
+
+
 @contextmanager
 def opened(chromium, address, view='', without='', **options):
     """The page in a window of its own. No error, warning, failure or outside request may follow.

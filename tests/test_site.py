@@ -367,7 +367,8 @@ def look(chromium, address: str, names: list[str], width: int, dark: bool = Fals
 
 @pytest.mark.parametrize('width', [390, 1280])
 def test_staged_notebooks_in_a_browser(staged, project, chromium, serve, tmp_path, width):
-    shutil.copytree(project / '_proc/images', tmp_path / 'images')
+    for folder in ('images', 'learn'):  # the front page shows a toy of the tour
+        shutil.copytree(project / '_proc' / folder, tmp_path / folder)
     shutil.copy(project / '_proc/styles.css', tmp_path)
     names = []
     for name, cells in staged.items():

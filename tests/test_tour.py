@@ -338,6 +338,38 @@ def test_a_screen_reader_finds_names_and_motion_ends(tour):
         )
 
 
+@pytest.fixture(scope='module')
+def front(chromium, serve, tmp_path_factory):
+    "front(**options) opens the front page, which borrows a scene of the tour."
+    folder = tmp_path_factory.mktemp('front')
+    pages.build_front(folder)
+    address = f'{serve(folder)}/index.html'
+    return lambda **options: pages.opened(chromium, address, **options)
+
+
+@pytest.mark.parametrize('options', [{}, PHONE], ids=['desktop', 'phone'])
+def test_the_front_page_borrows_the_grids(front, options):
+    with front(**options) as page:
+        root = scene(page, 'bright')
+        root.locator(".n-grid:not(.n-small) [data-i='20']").click()
+        assert '7 becomes −0.33' in root.locator('[data-kind=ln] p').inner_text()
+        assert root.locator('img').count() == 0  # the picture made room
+        assert root.bounding_box()['y'] < 500
+        assert page.evaluate('document.documentElement.scrollWidth') <= page.viewport_size['width']
+        for theme in pages.each_theme(page):
+            assert page.evaluate(pages.FAINT, '.n-toy') == [], theme
+        loaded = page.evaluate("performance.getEntriesByType('resource').map(r => r.name)")
+        scripts = {name.rsplit('/', 1)[1] for name in loaded if name.endswith('.js')}
+        assert scripts == {'tour.js', 'sets.js', 'draw.js', 'film.js'}
+
+
+def test_the_front_page_keeps_its_picture_without_javascript(front):
+    with front(java_script_enabled=False) as page:
+        picture = scene(page, 'bright').get_by_role('img')
+        assert 'Batch norm: four colours' in picture.get_attribute('alt')
+        assert picture.bounding_box()['height'] > 100
+
+
 def test_the_pages_lead_somewhere_and_teach(tour):
     text = '\n'.join(pages.markdown('tour') + pages.markdown('which_norm'))
     links = re.findall(r'(?:\]\(|href=")(?!http|#)([^)"#]+)', text)
