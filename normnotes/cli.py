@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 from . import __version__
 
 # %% ../nbs/use/cli.ipynb #cde0a80b
-def _number(kind: type, fits: Callable[[Any], bool], allowed: str) -> Callable[[str], Any]:
+def _number(
+    kind: Callable[[str], Any], fits: Callable[[Any], bool], allowed: str
+) -> Callable[[str], Any]:
     "A reader of the numbers that fit."
 
     def read(text: str) -> Any:
@@ -38,23 +40,16 @@ _rate = _number(float, lambda x: 0 < x < float('inf'), 'a number > 0')
 _strength = _number(float, lambda x: 0 <= x < float('inf'), 'a number >= 0')
 
 # %% ../nbs/use/cli.ipynb #09cfc3b7
-def _seeds(text: str) -> int | tuple[int, ...]:
-    "'5' is the number of seeds, '0,3,7' names them, and '3,' names one."
-    listed = text.removesuffix(',').split(',')
-    if not all(part.strip().isdecimal() for part in listed) or text.strip() == '0':
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; use how many, as in '5', or which, as in '0,3,7' or '3,'"
-        )
-    return tuple(int(part) for part in listed) if ',' in text else int(text)
+def _listed(text: str) -> int | tuple[int, ...]:
+    "'5' is one number; '0,3,7' and '3,' are tuples."
+    parts = text.removesuffix(',').split(',')
+    return tuple(map(int, parts)) if ',' in text else int(text)
 
-# %% ../nbs/use/cli.ipynb #83912d90
-def _shape(text: str) -> tuple[int, ...]:
-    "'8,3,224,224' is the shape of a batch."
-    if not all(part.strip().isdecimal() and int(part) for part in text.split(',')):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; use whole numbers >= 1, as in '8,3,224,224'"
-        )
-    return tuple(int(part) for part in text.split(','))
+
+_HOW_MANY = "how many, as in '5', or which, as in '0,3,7' or '3,'"
+_seeds = _number(_listed, lambda s: min(s) >= 0 if isinstance(s, tuple) else s >= 1, _HOW_MANY)
+_SIZES = "whole numbers >= 1, as in '8,3,224,224'"
+_shape = _number(_listed, lambda s: isinstance(s, tuple) and min(s) >= 1, _SIZES)
 
 # %% ../nbs/use/cli.ipynb #f6e1b00b
 _DATA = 'such as digits, mnist, fashion-mnist or cifar10; or the path of an image folder'
@@ -159,18 +154,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/use/cli.ipynb #69abe18f
-def _check_device(name: str) -> None:
-    import torch
-
-    from normnotes.core import check_choice
-
-    gpus = torch.cuda.device_count()
-    known = ['cpu', *['cuda'][:gpus], *(f'cuda:{i}' for i in range(gpus))]
-    if torch.backends.mps.is_available():
-        known.append('mps')
-    check_choice('device', name, known)
-
-
 def _check_study(study: Any, changes: dict[str, Any]) -> None:
     "Refuse variants that the model cannot have, and penalties that no variant takes."
     from normnotes.compare.design import model_options
@@ -190,10 +173,10 @@ def _check_study(study: Any, changes: dict[str, Any]) -> None:
 
 def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
     "The studies that are asked for, with their folders."
+    from normnotes.devices import choose_device
     from normnotes.studies import Study, get_studies
 
-    if args.device is not None:
-        _check_device(args.device)
+    choose_device(args.device)  # refuse one that is not there before anything is written
     given = {key: value for key, value in vars(args).items() if value is not None}
     changes = {key: value for key, value in given.items() if key.replace('_', '-') in _SETTINGS}
     if 'data' in changes:

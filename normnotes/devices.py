@@ -11,16 +11,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .core import check_choice
+
 # %% ../nbs/train/devices.ipynb #50c585dc
 def choose_device(
     name: str | None = None,  # 'cpu', 'cuda', 'cuda:1' or 'mps'; the fastest there is if None
 ) -> torch.device:
     "The device to train on."
-    if name is None and torch.cuda.is_available():
-        return torch.device('cuda')
-    if name is None and torch.backends.mps.is_available():
-        return torch.device('mps')
-    return torch.device(name or 'cpu')
+    gpus = torch.cuda.device_count()
+    there = [*['cuda'][:gpus], *(f'cuda:{i}' for i in range(gpus))]
+    there += ['mps', 'cpu'] if torch.backends.mps.is_available() else ['cpu']
+    if name is not None:
+        check_choice('device', name, there)
+    return torch.device(name or there[0])
 
 # %% ../nbs/train/devices.ipynb #8e9b52b7
 _BF16_PAYS = {  # by unit of the processor: is bf16 faster, without and with group norm
