@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -180,16 +181,14 @@ def _make_layer(
     num_out, p = row.channels or config['num_classes'], config['dropout']
     if config['init'] == 'he' and config['norm'] == 'none':  # nothing else adds a number
         row = replace(row, bias=True)
+    options = {key: config[key] for key in ('impl', 'ghost')}
     steps: dict[str, Callable[[], nn.Module]] = {
         'relu': nn.ReLU,
-        'norm': lambda: make_norm(
-            config['norm'], num_out, impl=config['impl'], ghost=config['ghost']
-        ),
-        'drop': lambda: Dropout(p),
-        'drop2d': lambda: nn.Dropout2d(p),
+        'norm': partial(make_norm, config['norm'], num_out, **options),
+        'drop': partial(Dropout, p),
+        'drop2d': partial(nn.Dropout2d, p),
     }
-    conv = _conv2d(channels, num_out, row, generator, config['init'])
-    block = ConvBlock(OrderedDict(conv=conv))
+    block = ConvBlock(OrderedDict(conv=_conv2d(channels, num_out, row, generator, config['init'])))
     block.add_after = row.add_after
     for step in row.steps:
         check_choice('step', step, steps)
@@ -263,8 +262,7 @@ class TableNet(nn.Module):
         channels: int = table.input_shape[0] if in_channels is None else in_channels
         dropout = table.dropout if dropout is None else dropout
         self.config: dict[str, Any] = {'norm': norm, 'impl': impl, 'arch': arch, 'dropout': dropout}
-        self.config |= {'num_classes': num_classes, 'in_channels': channels}
-        self.config |= {'init': init, 'ghost': ghost}
+        self.config |= dict(num_classes=num_classes, in_channels=channels, init=init, ghost=ghost)
         self.notes: dict[str, Any] = {}  # what `save_model` is to keep beside the weights
         self.rows, self.smallest = table.rows, _smallest_side(table.rows)
         self.input_shape: tuple[int, ...] = (channels, *table.input_shape[1:])
@@ -367,8 +365,7 @@ def load_model(
         classes = {c.__name__: c for c in (Net, CifarNet, StackNet)}
         check_choice('class', about['class'], classes)
         config = dict(about['config'])
-        if groups := config.pop('groups', None):  # older files have them apart
-            config['norm'] += f':{groups}'
+        config.pop('groups', None)  # older files have it
         with torch.device('meta'):  # the values come from the file
             model = classes[about['class']](**config, seed=0)
         model.load_state_dict(tensors, assign=True)
