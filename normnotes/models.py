@@ -13,7 +13,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,7 +57,7 @@ def conv3x3(
     "A 3x3 convolution."
     return Layer('conv', channels, padding=padding, steps=steps, add=add)
 
-# %% ../nbs/train/models.ipynb #c-conv1x1
+
 def conv1x1(
     channels: int,  # channels that it gives; 0 means one for each class
     steps: tuple[str, ...] = (),  # what follows, in order
@@ -72,7 +71,7 @@ def max_pool() -> Layer:  # a row `P`
     "The largest number of each 2x2 square."
     return Layer('pool', size=2, stride=2)
 
-# %% ../nbs/train/models.ipynb #c-gap
+
 def global_avg_pool() -> Layer:  # a row `GAP`
     "The global average: one number for each channel, whatever the height and width."
     return Layer('average')
@@ -184,9 +183,9 @@ def _make_layer(
     options = {key: config[key] for key in ('impl', 'ghost')}
     steps: dict[str, Callable[[], nn.Module]] = {
         'relu': nn.ReLU,
-        'norm': partial(make_norm, config['norm'], num_out, **options),
-        'drop': partial(Dropout, p),
-        'drop2d': partial(nn.Dropout2d, p),
+        'norm': lambda: make_norm(config['norm'], num_out, **options),
+        'drop': lambda: Dropout(p),
+        'drop2d': lambda: nn.Dropout2d(p),
     }
     block = ConvBlock(OrderedDict(conv=_conv2d(channels, num_out, row, generator, config['init'])))
     block.add_after = row.add_after
@@ -195,9 +194,7 @@ def _make_layer(
         if step in ('relu', 'norm') or p:
             block.add_module(step, steps[step]())
     if len(set(row.steps)) < len(row.steps) or (row.add and row.add_after not in row.steps):
-        raise ValueError(
-            f'{row.steps} should have each step once, and {row.add_after!r} if add={row.add!r}'
-        )
+        raise ValueError(f'{row.steps} needs each step once, {row.add_after!r} for add={row.add!r}')
     return block
 
 # %% ../nbs/train/models.ipynb #945ca939
@@ -217,9 +214,8 @@ def _check_images(x: Tensor, name: str, channels: int, smallest: int) -> None:
     "Refuse what is not a batch of images for the network `name`, and say what to do."
     if x.dim() != 4 or x.shape[1] != channels or min(x.shape[2:]) < smallest:
         raise ValueError(
-            f'{name} takes images of shape (N, {channels}, H, W), H and W at least {smallest}, '
-            f'and got {tuple(x.shape)}; x[None] is a batch of one image, and in_channels= makes a '
-            'network for other channels'
+            f'{name} takes images of shape (N, {channels}, H, W), H and W at least {smallest}, not '
+            f'{tuple(x.shape)}; x[None] is a batch of one, and in_channels= is for other channels'
         )
 
 # %% ../nbs/train/models.ipynb #c-warn
@@ -262,7 +258,8 @@ class TableNet(nn.Module):
         channels: int = table.input_shape[0] if in_channels is None else in_channels
         dropout = table.dropout if dropout is None else dropout
         self.config: dict[str, Any] = {'norm': norm, 'impl': impl, 'arch': arch, 'dropout': dropout}
-        self.config |= dict(num_classes=num_classes, in_channels=channels, init=init, ghost=ghost)
+        self.config |= {'num_classes': num_classes, 'in_channels': channels}
+        self.config |= {'init': init, 'ghost': ghost}
         self.notes: dict[str, Any] = {}  # what `save_model` is to keep beside the weights
         self.rows, self.smallest = table.rows, _smallest_side(table.rows)
         self.input_shape: tuple[int, ...] = (channels, *table.input_shape[1:])
@@ -294,7 +291,7 @@ class Net(TableNet):
 
     archs = ('eva4', 'eva8', 'eva4-norm-first', 'eva8-norm-first')
 
-# %% ../nbs/train/models.ipynb #c-cifarnet
+
 class CifarNet(TableNet):
     "The network for CIFAR-10: (N, 3, 32, 32) to (N, 10), with fewer than 50,000 parameters."
 
@@ -343,9 +340,8 @@ def save_model(
     named = all(isinstance(model.config.get(key, ''), str) for key in ('norm', 'arch'))
     if not named or repr(model) != repr(type(model)(**model.config, seed=0)):
         raise ValueError(
-            'save_model stores a network as it was built, whose norm and arch have names; keep the '
-            'weights of any other with safetensors.torch.save_file(model.state_dict(), path), '
-            'and load them into a network that you build the same way'
+            'save_model stores a network as it was built, whose norm and arch have names; for any '
+            'other, use safetensors.torch.save_file(model.state_dict(), path) and build it again'
         )
     about: dict[str, Any] = {'class': type(model).__name__, 'config': model.config}
     about |= {'input_shape': model.input_shape, 'notes': model.notes | notes}
@@ -400,6 +396,5 @@ def make_model(
     options = {'in_channels': data.shape[0], 'num_classes': data.num_classes} | options
     model = network(norm, **options)
     model.input_shape = tuple(data.shape)
-    image = torch.empty(1, *model.input_shape, device='meta')
-    _check_images(image, name, model.input_shape[0], model.smallest)
+    _check_images(torch.empty(1, *data.shape, device='meta'), name, data.shape[0], model.smallest)
     return model
