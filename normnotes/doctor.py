@@ -52,6 +52,11 @@ def _finite_or_text(value: float) -> Any:
     return value if value == value and abs(value) != float('inf') else str(value)
 
 
+# A block per finding is as wide as its page, in a notebook as on a phone, and as dark or light.
+_BARS = {'fault': '#D55E00', 'warning': '#E69F00', 'note': '#888888'}
+_BLOCK = 'margin: 0.8em 0; padding: 0 0.8em; overflow-wrap: anywhere; text-align: left'
+
+
 @dataclass(frozen=True)
 class Report:
     "What `examine` found: prints as a table, shows itself in a notebook, and is plain data."
@@ -117,19 +122,15 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = ''
+        blocks = [f'<p>{html.escape(self._title())}</p>']
         for severity, check, layer, message, repair in self._rows():
             link = f'<a href="{CLINIC}#{CHECKS[check].slug}">{check}</a>'
-            cells = [severity, link, html.escape(layer), html.escape(message)]
-            cells.append(f'<code>{html.escape(repair)}</code>')
-            rows += (
-                '<tr>' + ''.join(f'<td style="text-align:left">{c}</td>' for c in cells) + '</tr>'
-            )
-        head = ''.join(f'<th>{word}</th>' for word in ('', 'check', 'layer', 'found', 'repair'))
-        table = (
-            f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ''
-        )
-        return f'<p>{html.escape(self._title())}</p>{table}'
+            head = f'<strong>{severity}</strong>: {link} in {html.escape(layer)}'
+            help_ = f'Repair: <code>{html.escape(repair)}</code>'
+            style = f'border-left: 4px solid {_BARS[severity]}; {_BLOCK}'
+            lines = '<br>'.join([head, html.escape(message), help_])
+            blocks.append(f'<div style="{style}">{lines}</div>')
+        return ''.join(blocks)
 
     def fix(self) -> Fixed:
         "Apply the safe repairs to a copy of the model, and say what was done."
