@@ -20,7 +20,7 @@ from .checks import SEVERITIES
 from .core import counted
 from .data_checks import CHECKS
 from .evidence import Evidence, gather
-from .surgery import recompute_stats, swap_norms
+from .surgery import freeze_norms, recompute_stats, swap_norms
 
 # %% ../nbs/model/doctor.ipynb #146887bf
 CLINIC = 'https://normnotes.github.io/normnotes/use/clinic.html'
@@ -187,11 +187,17 @@ def _one_group(model: nn.Module, finding: Finding) -> str:
     return f'{layer.num_groups} groups are now 1, which has {layer.num_channels} numbers or more'
 
 
+def _hold(model: nn.Module, finding: Finding) -> str:
+    freeze_norms(model.get_submodule(finding.layer))
+    return 'its running statistics are frozen, as its gains were'
+
+
 FIXES: dict[str, Callable[[nn.Module, Finding], str]] = {
     'momentum': _set_momentum,
     'eps': _set_eps,
     'in_place': _out_of_place,
     'one_number': _one_group,
+    'half_frozen': _hold,
 }
 
 # %% ../nbs/model/doctor.ipynb #2a7b7669
