@@ -74,12 +74,32 @@ _ON_DARK = {  # the same greys on a dark page
 }
 
 
+_PARTS = ('fill', 'stroke')
+
+
+def _brightness(color: str) -> float:
+    "The relative luminance of a colour, from 0 to 1, which decides its contrast."
+    parts = [v / 255 for v in _rgb(color)]
+    red, green, blue = (v / 12.92 if v <= 0.04 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _lighter(color: str) -> str:
+    "A colour mixed with white until its contrast with a dark page is 4.5 to 1."
+    mixed = (mix(color, share / 20) for share in range(20, -1, -1))
+    return next(light for light in mixed if _brightness(light) > 0.247)
+
+
 def _for_dark_pages(svg: bytes) -> bytes:
-    "The same picture with a second set of greys, for pages with a dark background."
+    "The same picture with a second set of greys and dark colours, for pages that are dark."
+    dark = {(part, light): color for light, color in _ON_DARK.items() for part in _PARTS}
+    for part, color in sorted(set(re.findall(r'(fill|stroke): (#[0-9a-f]{6})', svg.decode()))):
+        pixel = part == 'fill' and max(_rgb(color)) - min(_rgb(color)) < 20  # grey, of an image
+        if not pixel and _brightness(color) < 0.148:  # below 3 to 1
+            dark.setdefault((part, color), _lighter(color))
     rules = ''.join(
-        f'[style*="{part}: {light}"]{{{part}:{dark}!important}}'
-        for light, dark in _ON_DARK.items()
-        for part in ('fill', 'stroke')
+        f'[style*="{part}: {light}"]{{{part}:{color}!important}}'
+        for (part, light), color in dark.items()
     )
     style = f'@media (prefers-color-scheme: dark) {{{rules}}}</style>'
     return svg.replace(b'</style>', style.encode(), 1)

@@ -185,7 +185,7 @@ def plot_curves(
     if limits:
         edge = 0.02 * (last[-1] - last[0])
         axes[1].set(xlim=(last[0] - edge, last[-1] + edge), ylim=limits)
-        axes[0].axvspan(last[0] - edge, last[-1] + edge, color='0.9', zorder=0)
+        axes[0].axvspan(last[0] - edge, last[-1] + edge, color='0.5', alpha=0.16, lw=0, zorder=0)
         which = f'the last {len(last)} epochs (grey above), enlarged'
         axes[1].set_title(which, fontsize=9, fontweight='normal', loc='left')
     if title:

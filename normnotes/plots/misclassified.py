@@ -184,12 +184,13 @@ def plot_confusion(
     count = len(data.classes)
     counts = np.zeros((count, count), int)
     np.add.at(counts, (evaluation.labels.cpu().numpy(), evaluation.predictions.cpu().numpy()), 1)
-    # the right answers are so many that all mistakes would look white: they get no shade
-    wrong = np.ma.masked_array(counts, mask=np.eye(count, dtype=bool))
-    top = max(1, counts[~wrong.mask].max(initial=0))
+    # the right answers are so many that all mistakes would look white: they are grey
+    right = np.eye(count, dtype=bool)
+    wrong = np.ma.masked_array(counts, mask=right | (counts == 0))
+    top = max(1, counts[~right].max(initial=0))
     fig, (panel, *_) = new_axes(ax, 1, 1, (6.0, 5.6))
     panel.imshow(wrong, cmap='Blues', vmin=0, vmax=1.4 * top)
-    panel.set_facecolor('0.85')
+    panel.imshow(np.ma.masked_array(counts > -1, mask=~right), cmap='Greys', vmin=0, vmax=6)
     panel.grid(False)
     for (row, col), number in np.ndenumerate(counts):
         if number and count <= 20:
