@@ -47,6 +47,14 @@ def node():
     return found
 
 
+def modules(folder, *names):
+    "Scripts of the page as files that Node takes for modules."
+    for name in names:
+        text = (HOME / f'{name}.js').read_text(encoding='utf-8')
+        text = re.sub(r"from '(\./\w+)\.js'", r"from '\1.mjs'", text)
+        (folder / f'{name}.mjs').write_text(text, encoding='utf-8')
+
+
 def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
     generator, nets, cases = torch.Generator().manual_seed(0), [], []
     kinds = ['none', 'bn', 'ln', 'gn', 'in', 'rms']
@@ -75,7 +83,7 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
                 'steps': STEPS,
             }
         )
-    shutil.copy(HOME / 'network.js', tmp_path / 'network.mjs')
+    modules(tmp_path, 'network', 'sets')
     (tmp_path / 'cases.json').write_text(json.dumps(cases), encoding='utf-8')
     (tmp_path / 'run.mjs').write_text(SCRIPT, encoding='utf-8')
     options = {'cwd': tmp_path, 'capture_output': True, 'text': True, 'timeout': 120}
@@ -108,7 +116,7 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
 
 
 def test_two_thousand_steps_keep_no_memory(node, tmp_path):
-    shutil.copy(HOME / 'network.js', tmp_path / 'network.mjs')
+    modules(tmp_path, 'network', 'sets')
     (tmp_path / 'run.mjs').write_text(
         """
         import {StackNet} from './network.mjs';
@@ -134,10 +142,7 @@ def test_two_thousand_steps_keep_no_memory(node, tmp_path):
 
 
 def test_norms_are_those_of_the_book_and_groups_must_divide(node, tmp_path):
-    for name in ('network', 'playground', 'sets'):
-        text = (HOME / f'{name}.js').read_text(encoding='utf-8')
-        text = re.sub(r"from '(\./\w+)\.js'", r"from '\1.mjs'", text)
-        (tmp_path / f'{name}.mjs').write_text(text, encoding='utf-8')
+    modules(tmp_path, 'network', 'playground', 'sets', 'draw')
     (tmp_path / 'run.mjs').write_text(
         """
         import {NAMES, PRESETS, parse, address, withPreset} from './playground.mjs';
@@ -170,7 +175,7 @@ def site(serve, tmp_path_factory):
     text = '\n'.join(''.join(cell['source']) for cell in cells)
     block = re.search(r'<link.*?</script>', text, flags=re.S)[0]
     for name in re.findall(
-        r'\b\w+\.(?:js|css)\b', 'network.js sets.js worker.js digits.js ' + block
+        r'\b\w+\.(?:js|css)\b', 'network.js sets.js draw.js worker.js digits.js ' + block
     ):
         shutil.copy(HOME / name, folder)
     (folder / 'page.html').write_text(

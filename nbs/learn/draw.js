@@ -12,6 +12,10 @@ export function h(tag, attributes = {}, ...children) {  // an element; `on...` a
   return made;
 }
 
+// A hex colour with part of black in it on a light page, and part of white on a dark one: lines and words must stand out
+export const shade = (color, share, dark) => `rgb(${[1, 3, 5].map(i =>
+  Math.round((1 - share) * parseInt(color.slice(i, i + 2), 16) + share * (dark ? 255 : 0)))})`;
+
 export const show = (v, digits = 2) =>  // no zeros at the end, none lost in a small number, a minus that can be seen
   String(+(v && Math.abs(v) < 0.01 ? (Math.abs(v) < 1e-9 ? 0 : v.toPrecision(1)) : v.toFixed(digits))).replace('-', '−');
 export const term = v => v < 0 ? `(${show(v)})` : show(v);

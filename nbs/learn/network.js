@@ -4,6 +4,7 @@
 // convolution. Behind each convolution: the norm, then ReLU. Then the mean over each map, and one linear layer.
 //
 // Numbers of a layer lie channel by channel: (C, N, H*W). A convolution is then one product of two matrices.
+import {checkGroups, random} from './sets.js';
 
 export const EPS = 1e-5;
 export const MOMENTUM = 0.9;  // of SGD
@@ -18,31 +19,6 @@ const SETS = {
 };
 
 export const NORMS = ['none', ...Object.keys(SETS)];
-
-export function divisors(n) {
-  return Array.from({length: n}, (_, i) => i + 1).filter(d => n % d === 0);
-}
-
-export function checkGroups(channels, groups) {
-  const allowed = divisors(channels);
-  if (!allowed.includes(groups)) {
-    const list = allowed.length > 1 ? `${allowed.slice(0, -1).join(', ')} or ${allowed.at(-1)}` : `${allowed[0]}`;
-    throw new RangeError(`groups=${groups} does not divide ${channels} channels; use ${list}`);
-  }
-  return groups;
-}
-
-// Random numbers: the same seed and purpose give the same numbers in every browser (mulberry32).
-export function random(seed, purpose = '') {
-  let state = seed >>> 0;
-  for (const letter of purpose) state = Math.imul(state ^ letter.charCodeAt(0), 0x9E3779B1) >>> 0;
-  return () => {
-    state = (state + 0x6D2B79F5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
 
 export function normal(uniform) {
   return Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());

@@ -1,7 +1,8 @@
 // The playground of normnotes: two networks that train side by side in the page.
 // First the state and the address that holds it, then the controls, then the views. The networks live in worker.js.
-import {NORMS, divisors} from './network.js';
-import {NORMS as TABLE} from './sets.js';
+import {h, shade} from './draw.js';
+import {NORMS} from './network.js';
+import {NORMS as TABLE, divisors} from './sets.js';
 
 const WIDTH = 12;
 export const NAMES = Object.fromEntries(NORMS.map(n =>
@@ -80,16 +81,6 @@ export function diagnosis(failed, options) {
 
 // ---- Small tools
 
-const element = (tag, attributes = {}, ...children) => {
-  const made = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith('on')) made.addEventListener(key.slice(2), value);
-    else if (key in made && key !== 'list') made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-};
 const format = v => v === null || !Number.isFinite(v) ? '–' : v >= 100 ? v.toFixed(0) : v >= 1 ? v.toFixed(2) : v.toPrecision(2);
 const percent = v => v === null || !Number.isFinite(v) ? '–' : `${v.toFixed(1)} %`;
 
@@ -98,7 +89,7 @@ const percent = v => v === null || !Number.isFinite(v) ? '–' : `${v.toFixed(1)
 export function mount(root) {
   const small = root.dataset.size === 'small';
   let state = parse(small ? root.dataset.state ?? '' : location.hash), playing = false, speed = 'steady', metric = 'accuracy';
-  let latest = null, chosen = 0, seen = 0;
+  let latest = null, chosen = 0, seen = 0, waits = 0;
   let worker = null;
   const look = () => getComputedStyle(root);
   const ids = {count: 0};
@@ -107,14 +98,14 @@ export function mount(root) {
 
   const labelled = (label, control, output = null) => {
     control.id = `pg-${root.id}-${ids.count++}`;
-    return element('div', {className: 'pg-control'}, element('label', {htmlFor: control.id}, label), control, ...(output ? [output] : []));
+    return h('div', {className: 'pg-control'}, h('label', {for: control.id}, label), control, ...(output ? [output] : []));
   };
-  const choose = (options, value, change) => element('select', {onchange: e => change(e.target.value)},
-    ...Object.entries(options).map(([key, text]) => element('option', {value: key, selected: key === String(value)}, text)));
+  const choose = (options, value, change) => h('select', {onchange: e => change(e.target.value)},
+    ...Object.entries(options).map(([key, text]) => h('option', {value: key, selected: key === String(value)}, text)));
   const slide = (values, value, say, change) => {
     const at = values.reduce((best, v, i) => Math.abs(Math.log(v / value)) < Math.abs(Math.log(values[best] / value)) ? i : best, 0);
-    const output = element('output', {}, say(value));
-    const input = element('input', {type: 'range', min: 0, max: values.length - 1, step: 1, value: at,
+    const output = h('output', {}, say(value));
+    const input = h('input', {type: 'range', min: 0, max: values.length - 1, step: 1, value: at,
       oninput: e => { output.value = say(values[e.target.value]); e.target.setAttribute('aria-valuetext', say(values[e.target.value])); },
       onchange: e => change(values[e.target.value])});
     input.setAttribute('aria-valuetext', say(value));
@@ -138,39 +129,39 @@ export function mount(root) {
       labelled('first weights', choose({torch: 'torch’s default', he: 'He'}, side.init, set('init'))),
       labelled('momentum of statistics', choose(Object.fromEntries(MOMENTA.map(m => [m, `${m}`])), side.momentum,
         v => set('momentum')(+v))),
-      labelled('residual connections', element('input', {type: 'checkbox', checked: side.residual, onchange: e => set('residual')(e.target.checked)})),
+      labelled('residual connections', h('input', {type: 'checkbox', checked: side.residual, onchange: e => set('residual')(e.target.checked)})),
     );
     return fields;
   }
 
-  const playButton = element('button', {type: 'button', className: 'pg-play', onclick: () => play(!playing)}, 'Play');
+  const playButton = h('button', {type: 'button', className: 'pg-play', onclick: () => play(!playing)}, 'Play');
   const panels = {}, status = {};
   for (const name of ['A', 'B']) {
-    status[name] = element('p', {className: 'pg-status'});
-    panels[name] = element('fieldset', {className: 'pg-side'}, element('legend'), element('div', {className: 'pg-fields'}), status[name]);
+    status[name] = h('p', {className: 'pg-status'});
+    panels[name] = h('fieldset', {className: 'pg-side'}, h('legend'), h('div', {className: 'pg-fields'}), status[name]);
   }
-  const tabs = element('div', {className: 'pg-tabs', role: 'group', ariaLabel: 'Which network the controls are for'},
-    ...['A', 'B'].map(name => element('button', {type: 'button', onclick: () => show(name)}, `Network ${name}`)));
+  const tabs = h('div', {className: 'pg-tabs', role: 'group', 'aria-label': 'Which network the controls are for'},
+    ...['A', 'B'].map(name => h('button', {type: 'button', onclick: () => show(name)}, `Network ${name}`)));
   const show = name => {
     root.dataset.shown = name;
     [...tabs.children].forEach((b, i) => b.setAttribute('aria-pressed', 'AB'[i] === name));
   };
-  const chart = element('canvas', {className: 'pg-chart', role: 'img'});
-  const live = element('p', {className: 'pg-live', role: 'status', ariaLive: 'polite'});
-  const trouble = element('p', {className: 'pg-trouble', role: 'alert'});
-  const seed = element('input', {type: 'number', min: 0, max: 999999, value: state.seed, onchange: e => { state.seed = Math.max(0, Math.floor(+e.target.value || 0)); changed(); }});
+  const chart = h('canvas', {className: 'pg-chart', role: 'img'});
+  const live = h('p', {className: 'pg-live', role: 'status', 'aria-live': 'polite'});
+  const trouble = h('p', {className: 'pg-trouble', role: 'alert'});
+  const seed = h('input', {type: 'number', min: 0, max: 999999, value: state.seed, onchange: e => { state.seed = Math.max(0, Math.floor(+e.target.value || 0)); changed(); }});
   const metrics = choose({accuracy: 'accuracy', loss: 'loss'}, metric, value => { metric = value; draw(); });
   const speeds = choose({slow: 'slow', steady: 'steady', fast: 'as fast as it goes'}, speed, value => { speed = value; if (playing) play(true); });
-  const bar = element('div', {className: 'pg-bar'}, playButton,
-    element('button', {type: 'button', onclick: () => { play(false); worker.postMessage({type: 'step'}); }}, 'Step'),
-    element('button', {type: 'button', onclick: () => build()}, 'Reset'),
+  const bar = h('div', {className: 'pg-bar'}, playButton,
+    h('button', {type: 'button', onclick: () => { play(false); worker.postMessage({type: 'step'}); }}, 'Step'),
+    h('button', {type: 'button', onclick: () => build()}, 'Reset'),
     ...(small ? [] : [labelled('show', metrics)]));
-  const more = element('div', {className: 'pg-bar'}, labelled('speed', speeds), labelled('seed', seed));
+  const more = h('div', {className: 'pg-bar'}, labelled('speed', speeds), labelled('seed', seed));
   const views = small ? null : makeViews();
-  const links = element('ul', {className: 'pg-presets'}, ...Object.keys(PRESETS).map(name => element('li', {},
-    element('a', {href: `#preset=${encodeURIComponent(name)}`, onclick: e => { e.preventDefault(); state = withPreset(name, state.seed); fill(); build(); save(); }}, name))));
-  root.replaceChildren(bar, tabs, element('div', {className: 'pg-sides'}, panels.A, panels.B), chart, live, trouble,
-    ...(small ? [] : [element('p', {className: 'pg-try'}, 'Try: '), links, more, views.root]));
+  const links = h('ul', {className: 'pg-presets'}, ...Object.keys(PRESETS).map(name => h('li', {},
+    h('a', {href: `#preset=${encodeURIComponent(name)}`, onclick: e => { e.preventDefault(); state = withPreset(name, state.seed); fill(); build(); save(); }}, name))));
+  root.replaceChildren(bar, tabs, h('div', {className: 'pg-sides'}, panels.A, panels.B), chart, live, trouble,
+    ...(small ? [] : [h('p', {className: 'pg-try'}, 'Try: '), links, more, views.root]));
   show('A');
 
   function fill() {
@@ -211,6 +202,13 @@ export function mount(root) {
 
   // Views
 
+  function pixels(width, height, light) {  // a picture of greys, one pixel each; `light(i)`: from 0 to 1
+    const made = h('canvas', {width, height}), pen = made.getContext('2d'), image = pen.createImageData(width, height);
+    for (let i = 0; i < width * height; i++) image.data.set([255 * light(i), 255 * light(i), 255 * light(i), 255], 4 * i);
+    pen.putImageData(image, 0, 0);
+    return made;
+  }
+
   function canvas(node, height) {
     const ratio = window.devicePixelRatio || 1, width = node.clientWidth || 300;
     if (node.width !== Math.round(width * ratio) || node.height !== Math.round(height * ratio)) {
@@ -221,20 +219,20 @@ export function mount(root) {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     pen.font = '12px system-ui, sans-serif';
+    pen.imageSmoothingEnabled = false;
     return [pen, width, height];
   }
 
-  function color(name) {  // the colour of the norm; lighter on a dark page where it would drown
-    const base = NAMES[state[name].norm][1];
-    return look().getPropertyValue('--pg-dark').trim() === '1' && state[name].norm === 'none' ? '#aaaaaa' : base;
-  }
+  const dark = () => document.body.classList.contains('quarto-dark');
+  const color = name => shade(NAMES[state[name].norm][1], dark() ? 0.35 : 0.15, dark());  // of lines and bars
+  const inked = name => shade(NAMES[state[name].norm][1], 0.45, dark());  // of words, which need more contrast
 
   function draw() {
     if (!latest) return;
     const height = small ? 150 : Math.min(260, Math.max(170, window.innerHeight * 0.26));
     chart.style.height = `${height}px`;
     const [pen, width] = canvas(chart, height), ink = look().color;
-    const [left, right, top, bottom] = [44, 52, 10, 26], isLoss = metric === 'loss';
+    const [left, right, top, bottom] = [44, 66, 10, 26], isLoss = metric === 'loss';
     const keys = isLoss ? {train: 'train', batch: 'testBatch', use: 'test'} : {train: 'trainAccuracy', batch: 'testBatchAccuracy', use: 'testAccuracy'};
     const steps = Math.max(10, ...['A', 'B'].map(n => latest[n].history.at(-1)?.step ?? 0));
     const losses = ['A', 'B'].flatMap(n => latest[n].history.flatMap(r => [r[keys.train], r[keys.use]])).filter(v => v > 0 && Number.isFinite(v));
@@ -275,7 +273,8 @@ export function mount(root) {
       const middle = (ends[0][1] + ends[1][1]) / 2, upper = ends[0][1] <= ends[1][1] ? 0 : 1;
       ends[upper][1] = middle - 7; ends[1 - upper][1] = middle + 7;
     }
-    for (const [name, y, v] of ends) { pen.fillStyle = color(name); pen.fillText(`${name} ${isLoss ? format(v) : v.toFixed(0) + ' %'}`, width - right + 4, y); }
+    pen.font = '600 13px system-ui, sans-serif';
+    for (const [name, y, v] of ends) { pen.fillStyle = inked(name); pen.fillText(`${name} ${isLoss ? format(v) : v.toFixed(0) + ' %'}`, width - right + 4, y); }
     chart.setAttribute('aria-label', `${metric} over ${steps} steps. ${summary()}`);
   }
 
@@ -291,7 +290,7 @@ export function mount(root) {
       const apart = state[name].norm === 'bn' && Math.abs(row.testBatchAccuracy - row.testAccuracy) >= 2;
       const line = `epoch ${epoch.toFixed(1)} · training ${percent(row.trainAccuracy)} · test ${percent(row.testAccuracy)}` +
         (apart ? ` (with the batch’s own statistics ${percent(row.testBatchAccuracy)})` : '');
-      status[name].replaceChildren(words ? element('strong', {}, words[0]) : line, ...(words ? [` ${words[1]}`] : []));
+      status[name].replaceChildren(words ? h('strong', {}, words[0]) : line, ...(words ? [` ${words[1]}`] : []));
     }
     if (performance.now() - seen > 5000) { live.textContent = summary(); seen = performance.now(); }
     root.dataset.steps = latest.A.row.step;
@@ -299,15 +298,15 @@ export function mount(root) {
 
   function makeViews() {
     const canvases = {};
-    const make = (key, alt) => canvases[key] = element('canvas', {className: 'pg-view', role: 'img', ariaLabel: alt});
-    const fold = (title, text, ...content) => element('details', {open: window.innerWidth > 800}, element('summary', {}, title), element('p', {}, text), ...content);
-    const pair = (key, alt) => element('div', {className: 'pg-pair'}, ...['A', 'B'].map(name =>
-      element('figure', {}, element('figcaption', {}, name), make(key + name, `${alt}, network ${name}`))));
-    const pick = element('input', {type: 'number', min: 0, max: 499, value: 0, onchange: e => {
+    const make = (key, alt) => canvases[key] = h('canvas', {className: 'pg-view', role: 'img', 'aria-label': alt});
+    const fold = (title, text, ...content) => h('details', {open: window.innerWidth > 800}, h('summary', {}, title), h('p', {}, text), ...content);
+    const pair = (key, alt) => h('div', {className: 'pg-pair'}, ...['A', 'B'].map(name =>
+      h('figure', {}, h('figcaption', {}, name), make(key + name, `${alt}, network ${name}`))));
+    const pick = h('input', {type: 'number', min: 0, max: 499, value: 0, onchange: e => {
       chosen = Math.min(499, Math.max(0, Math.floor(+e.target.value || 0)));
       worker.postMessage({type: 'look', image: chosen});
     }});
-    return {canvases, root: element('div', {className: 'pg-views'},
+    return {canvases, root: h('div', {className: 'pg-views'},
       fold('Layer by layer', 'One bar per layer, from the image to the answer, on a logarithmic scale: how widely its outputs are spread, how widely the gradients that reach it are spread, and how far one step moves its weights, as a share of their size.',
         pair('layers', 'Spread of activations, spread of gradients and update of each layer')),
       fold('Running statistics against true ones', 'One dot per channel, for batch norm. On the diagonal the running mean (dot) and standard deviation (ring) are what the training images have now.',
@@ -357,16 +356,14 @@ export function mount(root) {
         }
       }
       if (c[`maps${name}`].clientWidth) {
-        const count = data.maps.length, tile = Math.max(3, Math.floor(c[`maps${name}`].clientWidth / (WIDTH * 4.6)));
-        const [pen] = canvas(c[`maps${name}`], count * (4 * tile + 3));
-        c[`maps${name}`].style.height = `${count * (4 * tile + 3)}px`;
+        const count = data.maps.length, tile = Math.max(3, Math.floor(c[`maps${name}`].clientWidth / (WIDTH * 4.6))), gap = 4 * tile + 3;
+        c[`maps${name}`].style.height = `${count * gap}px`;
+        const [pen] = canvas(c[`maps${name}`], count * gap);
         data.maps.forEach((map, layer) => {
-          const top = Math.max(...map.map(v => Number.isFinite(v) ? v : 0), 1e-9);
-          map.forEach((v, i) => {
-            const channel = Math.floor(i / 16), p = i % 16, grey = Math.round(255 * Math.min(1, Math.max(0, v / top)));
-            pen.fillStyle = `rgb(${grey},${grey},${grey})`;
-            pen.fillRect(channel * (4 * tile + 3) + (p % 4) * tile, layer * (4 * tile + 3) + Math.floor(p / 4) * tile, tile, tile);
-          });
+          const top = Math.max(...map.map(v => Number.isFinite(v) ? v : 0), 1e-9), shown = pixels(4, map.length / 4, i => map[i] / top);
+          // below one another in one picture, next to one another on the page
+          for (let channel = 0; channel < map.length / 16; channel++)
+            pen.drawImage(shown, 0, 4 * channel, 4, 4, channel * gap, layer * gap, 4 * tile, 4 * tile);
         });
       }
       if (c[`grid${name}`].clientWidth && digits) {
@@ -375,11 +372,7 @@ export function mount(root) {
         const [pen] = canvas(c[`grid${name}`], cell * 10);
         for (let i = 0; i < 100; i++) {
           const x = (i % 10) * cell, y = Math.floor(i / 10) * cell, image = digits.TRAIN + i;
-          for (let p = 0; p < 64; p++) {
-            const grey = Math.round(255 * (digits.PIXELS.charCodeAt(image * 64 + p) - 97) / 16);
-            pen.fillStyle = `rgb(${grey},${grey},${grey})`;
-            pen.fillRect(x + 2 + (p % 8) * pixel, y + 2 + Math.floor(p / 8) * pixel, pixel, pixel);
-          }
+          pen.drawImage(digits.shown, 0, 8 * i, 8, 8, x + 2, y + 2, 8 * pixel, 8 * pixel);
           if (data.predicted[i] !== +digits.LABELS[image]) {
             pen.strokeStyle = '#D55E00'; pen.lineWidth = 2; pen.strokeRect(x + 1, y + 1, 8 * pixel + 2, 8 * pixel + 2);
             pen.fillStyle = '#F0E442'; pen.fillText(`${data.predicted[i] < 0 ? '?' : data.predicted[i]}`, x + 4, y + 8 * pixel);
@@ -389,7 +382,10 @@ export function mount(root) {
     }
   }
   let digits = null;
-  if (!small) import('./digits.js').then(found => { digits = found; drawViews(); });
+  if (!small) import('./digits.js').then(({LABELS, PIXELS, TRAIN}) => {
+    digits = {LABELS, TRAIN, shown: pixels(8, 800, i => (PIXELS.charCodeAt(TRAIN * 64 + i) - 97) / 16)};
+    drawViews();
+  });
 
   // The worker, and what it says
 
@@ -399,7 +395,8 @@ export function mount(root) {
     if (data.type === 'measured') waiting[data.id]?.(data);
     if (data.type !== 'state') return;
     latest = data;
-    requestAnimationFrame(() => { draw(); tell(); drawViews(); });
+    if (waits) return;  // one picture of the newest state, not one for each message
+    waits = requestAnimationFrame(() => { waits = 0; draw(); drawViews(); tell(); });
   };
   worker.onerror = () => { trouble.textContent = 'This page needs a browser that can run modules in a worker.'; };
   const waiting = {};
@@ -458,10 +455,10 @@ export function guide(root, toy) {
     },
   ];
   experiments.forEach((e, number) => {
-    const inputs = e.guesses.map((g, i) => element('input', {type: 'text', inputMode: 'decimal', id: `guess-${number}-${i}`, size: 6}));
-    const run = element('button', {type: 'button', disabled: true}, 'Run it');
-    const skip = element('button', {type: 'button', className: 'pg-skip'}, 'I would rather just look');
-    const out = element('div', {className: 'pg-result', role: 'status'});
+    const inputs = e.guesses.map((g, i) => h('input', {type: 'text', inputmode: 'decimal', id: `guess-${number}-${i}`, size: 6}));
+    const run = h('button', {type: 'button', disabled: true}, 'Run it');
+    const skip = h('button', {type: 'button', className: 'pg-skip'}, 'I would rather just look');
+    const out = h('div', {className: 'pg-result', role: 'status'});
     const ready = () => { run.disabled = !inputs.every(input => input.value.trim()); };
     inputs.forEach(input => input.addEventListener('input', ready));
     skip.addEventListener('click', () => { run.disabled = false; run.focus(); });
@@ -479,16 +476,16 @@ export function guide(root, toy) {
       const cells = v => e.both ? [table[0][v].result.test, table[0][v].result.train] : table.map(row => row[v].result.test);
       const found = e.conclude(table);
       out.replaceChildren(
-        element('table', {}, element('thead', {}, element('tr', {}, ...[e.axis, ...heads].map(h => element('th', {scope: 'col'}, h)))),
-          element('tbody', {}, ...e.values.map((value, v) => element('tr', {}, element('th', {scope: 'row'}, `${value}`),
-            ...cells(v).map(x => element('td', {}, x === null ? 'diverged' : percent(x))))))),
-        element('ul', {}, ...e.guesses.map((g, i) => element('li', {}, `${g}: measured ${found[i]}` + (inputs[i].value.trim() ? `, your guess ${inputs[i].value.trim()}` : '')))),
+        h('table', {}, h('thead', {}, h('tr', {}, ...[e.axis, ...heads].map(head => h('th', {scope: 'col'}, head)))),
+          h('tbody', {}, ...e.values.map((value, v) => h('tr', {}, h('th', {scope: 'row'}, `${value}`),
+            ...cells(v).map(x => h('td', {}, x === null ? 'diverged' : percent(x))))))),
+        h('ul', {}, ...e.guesses.map((g, i) => h('li', {}, `${g}: measured ${found[i]}` + (inputs[i].value.trim() ? `, your guess ${inputs[i].value.trim()}` : '')))),
       );
       ready();
       run.disabled = false;
     });
-    root.append(element('section', {className: 'pg-experiment'}, element('h4', {}, e.title), element('p', {}, e.text),
-      element('div', {className: 'pg-guesses'}, ...e.guesses.map((g, i) => element('span', {}, element('label', {htmlFor: inputs[i].id}, g), inputs[i])), run, skip), out));
+    root.append(h('section', {className: 'pg-experiment'}, h('h4', {}, e.title), h('p', {}, e.text),
+      h('div', {className: 'pg-guesses'}, ...e.guesses.map((g, i) => h('span', {}, h('label', {for: inputs[i].id}, g), inputs[i])), run, skip), out));
   });
 }
 

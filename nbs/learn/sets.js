@@ -12,12 +12,15 @@ export const centred = kind => NORMS[kind][2];
 export const counting = n => Array.from({length: n}, (_, i) => i + 1);
 export const join = (items, word) => items.join(', ').replace(/, (\d+)$/, ` ${word} $1`);  // 1, 2 or 4
 export const divisors = n => counting(n).filter(d => n % d === 0);
+export function checkGroups(channels, groups) {
+  if (divisors(channels).includes(groups)) return;
+  throw new RangeError(`groups=${groups} does not divide ${channels} channels; use ${join(divisors(channels), 'or')}`);
+}
 
 // The set of every number, 0..K-1.
 export function statSets(kind, [N, C, ...space], groups) {
   const P = space.reduce((product, side) => product * side, 1);
-  if (kind === 'gn' && !divisors(C).includes(groups))
-    throw new RangeError(`groups=${groups} does not divide ${C} channels; use ${join(divisors(C), 'or')}`);
+  if (kind === 'gn') checkGroups(C, groups);
   const label = {
     bn: (n, c) => c,
     ln: n => n,
@@ -92,10 +95,12 @@ const SHAPES = [[1, 0, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1], [0, 1, 1, 0]];
 export const fourImages = () => BRIGHT_DARK.flatMap((pairs, n) =>
   pairs.flatMap(([bright, dark]) => SHAPES[n].map(on => on ? bright : dark)));
 
-export function random(seed) {  // numbers from 0 to 1, the same for a seed everywhere (mulberry32)
+export function random(seed, purpose = '') {  // numbers from 0 to 1, the same for a seed and purpose everywhere (mulberry32)
+  let state = seed | 0;
+  for (const letter of purpose) state = Math.imul(state ^ letter.charCodeAt(0), 0x9E3779B1);
   return () => {
-    seed = (seed + 0x6D2B79F5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), seed | 1);
+    state = (state + 0x6D2B79F5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };

@@ -1,5 +1,6 @@
 // Trains two networks away from the page, so that the page never freezes, and tells it how they are.
-import {StackNet, random} from './network.js';
+import {StackNet} from './network.js';
+import {random} from './sets.js';
 import {LABELS, PIXELS, TRAIN} from './digits.js';
 
 const COUNT = LABELS.length, SIZE = 64;
