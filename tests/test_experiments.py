@@ -20,7 +20,7 @@ STORED = {p.relative_to(ROOT / 'nbs/results').as_posix(): p for p in find_studie
 PAGES = [
     page
     for page in sorted((ROOT / 'nbs/check').glob('*.ipynb'))
-    if page.stem not in ('run_it_yourself', 'settings')  # these two show no stored numbers
+    if page.stem not in ('repair', 'run_it_yourself', 'settings')  # they show no stored numbers
 ]
 NUMBERS = ['epoch', 'train_loss', 'train_acc', 'penalty', 'test_loss', 'test_acc', 'lr', 'seconds']
 
