@@ -5,7 +5,7 @@ them. No page of this book has widgets, and a page should fetch nothing that it 
 another server, so both are taken out.
 
 nbdev turns `names` into links, also in the signatures that `show_doc` gives, where Markdown is not
-read, and inside of links. The names are put back. Types lose the modules they come from, which say nothing to a reader.
+read, and inside of links. The names are put back. Types lose the modules they come from.
 
 One sidebar serves all parts of the book, so Quarto takes every page for one of the first part and
 says so in the bar at the top, to eyes and to screen readers. The part is the first breadcrumb.
