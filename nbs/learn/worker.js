@@ -73,7 +73,8 @@ export class Trainer {
   }
 
   evaluate() {  // the test images in both modes; what the layers are like; what is wrong
-    const inTraining = this.predict(TEST, true), inUse = this.predict(TEST, false), net = this.viewer;
+    const apart = this.options.norm === 'bn' && this.predict(TEST, true);  // for the other norms the modes are one
+    const inUse = this.predict(TEST, false), inTraining = apart || inUse, net = this.viewer;
     const classes = net.classes, predicted = Array.from(inUse.labels, (_, i) => {
       const row = inUse.logits.subarray(i * classes, (i + 1) * classes);
       return row.indexOf(Math.max(...row));
@@ -113,7 +114,7 @@ export class Trainer {
   }
 
   statistics() {  // running against true ones, of the probe, channel by channel
-    this.predict(PROBE, true);
+    if (this.options.norm === 'bn') this.predict(PROBE, true);
     return this.viewer.layers.map(({norm}) => norm?.kind === 'bn' ? {
       running: Array.from(norm.runningMean), true: Array.from(norm.mean),
       runningVar: Array.from(norm.runningVar), trueVar: Array.from(norm.variance),
@@ -175,6 +176,7 @@ if (typeof self === 'object' && typeof document === 'undefined' && typeof self.p
         report({built: true});
       } else if (data.type === 'play') {
         ({playing, delay} = data);
+        looked = 0;  // a first look soon
         if (playing && timer === null) run();
         if (!playing) report();
       } else if (data.type === 'step') {
