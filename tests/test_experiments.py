@@ -186,6 +186,12 @@ def l1_strength() -> list[str]:
     ]
 
 
+def small_batches() -> list[str]:
+    error = 100 - last('batch-size').mean()
+    bn, gn = (error.filter(regex=f'^{norm}@batch_size=2@').item() for norm in ('bn', 'gn'))
+    return [f'MNIST is {bn:.2f} %', f'group norm {gn:.2f} %, a ratio of {bn / gn:.2f}']
+
+
 def five_notebooks() -> list[str]:
     table = pd.read_csv(ROOT / 'nbs/results/as-published/era/results.csv').query('epoch > 1')
     loss, penalty = table.train_loss.mean(), table.penalty.mean()
@@ -207,6 +213,7 @@ def claims() -> list[str]:
         ('cifar10_norms', cifar),
         ('norm_collapse', collapse),
         ('l1_strength', l1_strength),
+        ('batch_size', small_batches),
         ('five_notebooks', five_notebooks),
         ('claims', claims),
     ],
