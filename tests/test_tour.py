@@ -1,6 +1,8 @@
 """The tour and the page on choosing a norm: every scene by mouse, touch and keyboard."""
 
+import json
 import re
+import shutil
 
 import pages
 import pytest
@@ -207,6 +209,27 @@ def test_the_film_can_be_scrubbed_and_played(page):
     page.wait_for_function(
         "document.querySelector('[data-scene=film] .t-words').textContent.includes('300')"
     )
+
+
+@pytest.mark.parametrize(
+    'name, toy, at, says',
+    [
+        ('norm_collapse', 'film', '16', 'Step 130: rate 0.5'),
+        ('batch_size', 'pair', '2', 'so it becomes 1.'),
+    ],
+)
+def test_experiments_open_with_toys_of_the_tour(chromium, serve, tmp_path, name, toy, at, says):
+    cells = json.loads((pages.NBS / f'check/{name}.ipynb').read_text(encoding='utf-8'))['cells']
+    source = [line for cell in cells for line in cell['source']]
+    tags = '\n'.join(line for line in source if re.match('<(link|div|script)', line))
+    html = pages.HEAD.format(name=name, body=tags)
+    # at the top of the site, so that '../learn' is 'learn'
+    (tmp_path / f'{name}.html').write_text(html, encoding='utf-8')
+    shutil.copytree(pages.LEARN, tmp_path / 'learn', ignore=shutil.ignore_patterns('*.ipynb'))
+    shutil.copy(pages.NBS / 'styles.css', tmp_path)
+    with pages.opened(chromium, f'{serve(tmp_path)}/{name}.html') as page:
+        scene(page, toy).get_by_role('slider').first.fill(at)
+        assert says in words(page, toy)
 
 
 def test_averages_and_tiny_batches(page):
