@@ -107,11 +107,11 @@ def norm_kind(
 
 # %% ../nbs/normalization/sets.ipynb #e6ed26fd
 def divisors(
-    n: int,  # a whole number from 1 up
+    n: int,  # a whole number >= 1
 ) -> list[int]:  # every whole number that divides it, smallest first
     "The numbers of groups that `n` channels can be split into."
     if n < 1:
-        raise ValueError(f'{n} cannot be split into groups; give a whole number from 1 up')
+        raise ValueError(f'{n} cannot be split into groups; give a whole number >= 1')
     return [d for d in range(1, n + 1) if n % d == 0]
 
 # %% ../nbs/normalization/sets.ipynb #a7968c53
