@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from pages import FAINT
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = """
@@ -240,6 +241,11 @@ class Page:
         self.bare = re.findall(r'<img\b(?![^>]*\salt="\s*[^"\s])[^>]*>', text)
         code = '\n'.join(re.findall(r'<pre\b.*?</pre>', text, flags=re.S))
         self.code = html.unescape(re.sub(r'<[^>]*>', '', code))
+        main = re.findall(r'<main\b.*</main>', text, flags=re.S)
+        words = re.sub(
+            r'<(pre|code|script|style|math|svg)\b.*?</\1>', '¦', ''.join(main), flags=re.S
+        )
+        self.words = html.unescape(re.sub(r'<[^>]*>', '¦', words))
 
 
 def faults(docs: Path, address: str) -> list[str]:
@@ -280,9 +286,45 @@ def test_every_rendered_page_has_a_bar_and_a_picture_for_previews(rendered):
     for path in rendered.rglob('*.html'):
         text = path.read_text(encoding='utf-8')
         bar = re.findall(r'<a class="nav-link[^>]*href="[^>]*>', text)
-        assert len(bar) == 4 and 'aria-current' not in ''.join(bar), path
+        part = re.findall(
+            r'nav-link active"[^>]*aria-current="true">\s*<span class="menu-text">(\w+)', text
+        )
+        crumbs = re.findall(r'<li class="breadcrumb-item"><a [^>]*>([^<]*)', text)
+        assert len(bar) == 4 and part == [name for name in crumbs[:1] if name != 'normnotes'], path
         assert card in text and (rendered / 'images/card.png').is_file(), path
         assert ('Edit this page' in text) == (path.name != 'reference.html'), path
+
+
+def test_rendered_text_is_typeset(rendered):
+    "No Markdown, no hyphen for a minus, no x for a times, and one header row where one will do."
+    markdown, minus = r'\]\(\w*[:/.]\S*|\*\*\w+', r'(?<![\w.)–−-])-\d\S*'
+    times, large = r'\d(?<!\b0)x\d+', r'(?<![\w.,/#-])[1-9]\d{4,}(?![\w.,/-])'
+    wrong = '|'.join((markdown, minus, times, large))
+    found = []
+    for path in sorted(rendered.rglob('*.html')):
+        page = Page(path)
+        found += [(path.name, bad) for bad in re.findall(wrong, page.words)]
+        for head in re.findall(r'<thead>.*?</thead>', page.text, flags=re.S):
+            rows = [
+                re.findall(r'<th[^>]*>(.*?)</th>', row, re.S) for row in head.split('</tr>')[:-1]
+            ]
+            if len(rows) == 2 and len(rows[0]) == len(rows[1]):
+                if not any(a and b for a, b in zip(*rows, strict=True)):
+                    found.append((path.name, f'two header rows: {rows}'))
+    assert found == []
+
+
+def test_the_font_of_formulas_has_every_sign_of_theirs(rendered):
+    from fontTools.ttLib import TTFont
+
+    signs = set()
+    for path in rendered.rglob('*.html'):
+        for formula in re.findall(r'<math\b.*?</math>', path.read_text(encoding='utf-8'), re.S):
+            formula = re.sub(r'<annotation.*?</annotation>|<[^>]*>', '', formula, flags=re.S)
+            signs |= set(html.unescape(formula)) - set(' \n\u200b\u2061')
+    font = TTFont(rendered / 'fonts/formulas.woff')
+    assert signs and {ord(sign) for sign in signs} - set(font.getBestCmap()) == set()
+    assert 'MATH' in font  # how to stretch roots and braces
 
 
 def test_the_check_finds_what_is_broken(tmp_path):
@@ -331,12 +373,32 @@ def plain_page(cells: list[dict]) -> str:
     return '\n'.join([*parts, '</main>'])
 
 
+# Code that is cut at the edge of its box; a phone scrolls it
+CUT = """() => [...document.querySelectorAll('main pre')].filter(e => e.checkVisibility()
+  && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"""
+
 LOOK = """() => ({
   over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   broken: [...document.images].filter(i => !i.naturalWidth && (i.src.startsWith('data:')
     || i.complete && i.src.startsWith(location.origin))).map(i => i.alt),
   dark: document.body.classList.contains('quarto-dark'),
 })"""
+
+
+# How much taller than the screen sidebar and contents are, and the letters in a line of text
+FIT = """() => {
+  const tall = id => (document.getElementById(id)?.scrollHeight ?? 0) - innerHeight, lines = [];
+  for (const p of [...document.querySelectorAll('main > p, main section > p')].slice(0, 40)) {
+    const range = document.createRange();
+    range.selectNodeContents(p);
+    const rows = new Set([...range.getClientRects()].map(r => Math.round(r.bottom / 12))).size;
+    const letters = p.checkVisibility() && !p.querySelector('code, math') ? p.textContent.length : 0;
+    if (letters > 250) lines.push(Math.round(letters / (rows - 0.5)));
+  }
+  lines.sort((a, b) => a - b);
+  const over = {sidebar: tall('quarto-sidebar'), contents: tall('quarto-margin-sidebar')};
+  return [over, lines[lines.length >> 1]];
+}"""
 
 
 def look(chromium, address: str, names: list[str], width: int, dark: bool = False) -> list[str]:
@@ -361,6 +423,10 @@ def look(chromium, address: str, names: list[str], width: int, dark: bool = Fals
         found += [f'{name}: broken picture: {alt}' for alt in seen['broken']]
         if dark and not seen['dark']:
             found.append(f'{name}: not dark')
+        if faint := page.evaluate(FAINT, 'body') if width == 1280 else []:
+            found.append(f'{name}: hard to read: {faint[:3]}')
+        if cut := page.evaluate(CUT) if width == 1280 else []:
+            found.append(f'{name}: cut code: {cut}')
     context.close()
     return found
 
@@ -384,6 +450,24 @@ def test_staged_notebooks_in_a_browser(staged, project, chromium, serve, tmp_pat
 def test_rendered_pages_in_a_browser(rendered, chromium, serve, width, dark):
     names = sorted(path.relative_to(rendered).as_posix() for path in rendered.rglob('*.html'))
     assert look(chromium, serve(rendered), names, width, dark) == []
+
+
+def test_sidebar_and_contents_fit_a_screen_and_text_a_line(rendered, chromium, serve):
+    """At 1280 by 800 pixels. A line of text holds 65 to 75 letters."""
+    page, address, found = (
+        chromium.new_page(viewport={'width': 1280, 'height': 800}),
+        serve(rendered),
+        [],
+    )
+    for path in sorted(rendered.rglob('*.html')):
+        name = path.relative_to(rendered).as_posix()
+        page.goto(f'{address}/{name}', wait_until='load')
+        over, letters = page.evaluate(FIT)
+        found += [f'{name}: {what} is {by} pixels too tall' for what, by in over.items() if by > 0]
+        if letters and not 62 <= letters <= 76:
+            found.append(f'{name}: {letters} letters a line')
+    page.close()
+    assert found == []
 
 
 @pytest.mark.parametrize('system', ['light', 'dark'])
