@@ -392,7 +392,8 @@ FIT = """() => {
     const range = document.createRange();
     range.selectNodeContents(p);
     const rows = new Set([...range.getClientRects()].map(r => Math.round(r.bottom / 12))).size;
-    const letters = p.checkVisibility() && !p.querySelector('code, math') ? p.textContent.length : 0;
+    const plain = p.checkVisibility() && !p.querySelector('code, math');
+    const letters = plain ? p.textContent.length : 0;
     if (letters > 250) lines.push(Math.round(letters / (rows - 0.5)));
   }
   lines.sort((a, b) => a - b);
