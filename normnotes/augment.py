@@ -146,7 +146,7 @@ class Augment:
         cls,
         given: 'str | Augment | dict[str, Any] | None',  # 'light', 'rotate=7,flip', a dict, or None
     ) -> 'Augment':
-        "The augmentation that a text or a dict describes; None is no augmentation."
+        "The augmentation that a text or a dict describes; None means no augmentation."
         if isinstance(given, cls):
             return given
         if not isinstance(given, dict):

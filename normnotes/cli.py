@@ -56,7 +56,7 @@ _DATA = 'such as digits, mnist, fashion-mnist or cifar10; or the path of an imag
 _MODELS = 'such as net, net-eva8, net-norm-first, cifarnet or cifarnet-era'
 _AUGMENTS = 'such as none, light, cifar or eva6; or strengths, as in rotate=7,flip'
 
-# name: how it is read (None: a switch), what stands for the value, what it means, its default
+# name: how it is parsed (None: a switch), what stands for the value, what it means, its default
 _SETTINGS: dict[str, tuple[Any, str, str, str]] = {
     'data': (str, 'NAME', _DATA, 'digits'),
     'model': (str, 'NAME', _MODELS, 'net; cifarnet for cifar10 and image folders'),

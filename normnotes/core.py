@@ -108,7 +108,7 @@ def seed_generator(
 
 # %% ../nbs/ground/core.ipynb #fa386782
 def checksum(
-    *parts: bytes | str | Tensor,  # what to sum up, in this order
+    *parts: bytes | str | Tensor,  # what goes into it, in this order
 ) -> str:  # 64 hexadecimal digits
     "The SHA-256 of bytes, texts and tensors."
     digest = hashlib.sha256()

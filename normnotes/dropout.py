@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 # %% ../nbs/train/dropout.ipynb #d4d8fc93
 class _ScaleAndDrop(torch.autograd.Function):
-    "Multiply by `scale` and set the numbers at `places` of memory to zero; the same for gradients."
+    "Multiply by `scale`, and set the numbers at `places` to zero; the same for gradients."
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, places: Tensor, *rest: Any) -> Tensor:

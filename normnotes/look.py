@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../nbs/ground/look.ipynb #c63a9b64
-PALETTE = {  # the colours of the book, which colour-blind readers can tell apart (Okabe and Ito)
+PALETTE = {  # the colours of the book, which colour-blind readers can distinguish (Okabe and Ito)
     'blue': '#0072B2',
     'orange': '#D55E00',
     'green': '#009E73',

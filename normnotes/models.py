@@ -234,7 +234,7 @@ class TableNet(nn.Module):
     "A network built from the rows of an architecture, as `Net`, `CifarNet` and `StackNet` are."
 
     archs: ClassVar[tuple[str, ...]] = tuple(ARCHS)  # what `arch` may be; the first is the default
-    options: ClassVar[tuple[str, ...]] = ('init', 'ghost')  # what a study may vary beside the norm
+    options: ClassVar[tuple[str, ...]] = ('init', 'ghost')  # what a study may vary besides the norm
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ def _number(name: str, kind: type, value: Any) -> Any:
 # %% ../nbs/train/training.ipynb #6c71a260
 @dataclass(frozen=True)
 class TrainConfig:
-    "Everything that `fit` needs to know beside the model and the data."
+    "Everything that `fit` needs to know besides the model and the data."
 
     epochs: int = 20
     batch_size: int = 128
@@ -87,7 +87,7 @@ class TrainConfig:
     l1_mode: str = 'penalty'  # 'penalty': in the loss; 'proximal': a step that stops at zero
     penalize: str = 'weights'  # what L1 and L2 act on: 'weights', or 'all' parameters
     label_smoothing: float = 0.0  # the share of each label spread over all classes
-    ema: float = 0.0  # per step, how much of the averaged weights is kept; 0 is no average
+    ema: float = 0.0  # per step, how much of the averaged weights is kept; 0 means no average
     amp: str | None = None  # 'bf16': autocast; 'auto': where `precision` says so
     compile: bool | str = 'auto'  # torch.compile; 'auto': on CUDA, for 5,000 steps or more
     augment: str | Augment = 'light'  # a name of `AUGMENTS`, or an `Augment`
@@ -221,7 +221,9 @@ def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int) -
 # %% ../nbs/train/training.ipynb #ddae7b70
 def _open_checkpoint(path: Any, model: nn.Module, data: DataSet, config: TrainConfig) -> Checkpoint:
     run = {'model': checksum(repr(model))[:16], 'data': data.checksum, **config.to_dict()}
-    run['augment'] = asdict(Augment.parse(config.augment))  # 'light' and what it stands for are one
+    run['augment'] = asdict(
+        Augment.parse(config.augment)
+    )  # 'light' is the same as what it stands for
     del run['device']  # it may change, with a warning
     where = f'{data.train.images.device.type}, {torch.get_num_threads()} threads'
     weights = checksum(*model.state_dict().values())[:16]
@@ -280,7 +282,7 @@ class _Trainer:
 
 # %% ../nbs/train/training.ipynb #b5558a86
 def _run_epoch(trainer: _Trainer, epoch: int, on_step: Any) -> tuple[dict[str, Any], Evaluation]:
-    "Train for an epoch and test: a row of the history, and what is said of the test images."
+    "Train for an epoch and test: a row of the history, and the evaluation of the test images."
     config, device, began = trainer.config, trainer.device, time.perf_counter()
     source = torch.default_generator if device.type == 'cpu' else torch  # of dropout
     source.manual_seed(seed_generator(config.seed, 'dropout', epoch).initial_seed())
@@ -314,7 +316,7 @@ def _run_epoch(trainer: _Trainer, epoch: int, on_step: Any) -> tuple[dict[str, A
 # %% ../nbs/train/training.ipynb #f61739c4
 @dataclass
 class Run:
-    "What `fit` gives back."
+    "What `fit` returns."
 
     history: list[dict[str, Any]]  # a row per epoch
     config: TrainConfig

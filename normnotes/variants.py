@@ -59,7 +59,7 @@ def _parse_penalty(text: str) -> tuple[str, float | bool]:
 # %% ../nbs/plots/variants.ipynb #59917742
 @dataclass(frozen=True)
 class Variant:
-    "What one run of a study has different from the others."
+    "How one run of a study differs from the others."
 
     norm: str = 'bn'  # the short name of a norm
     groups: int | None = None  # of group norm; None: the layer's default

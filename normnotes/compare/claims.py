@@ -141,7 +141,7 @@ class Claim:
         self,
         found: Sequence[Comparison],  # one for each of its contrasts
     ) -> Finding:
-        "What comparisons say about it; those of `compare_table` will do."
+        "What comparisons say about it; those of `compare_table` work, too."
         if self.margin is not None:
             found = [replace(c, margin=self.margin) for c in found]
         claimed, strict = (1 if self.test.sign == '>' else -1), 1 - 0.05 / len(found)

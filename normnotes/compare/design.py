@@ -69,12 +69,12 @@ class Study:
     name: str = 'compare'
     data: str = 'digits'  # a name that `load_data` knows, or the path of an image folder
     model: str = 'net'  # a name of `MODELS`
-    variants: tuple[str, ...] = ('bn+l1', 'ln', 'gn')  # one text with commas will do
+    variants: tuple[str, ...] = ('bn+l1', 'ln', 'gn')  # or one text with commas
     seeds: tuple[int, ...] = (0, 1, 2)  # a number n stands for 0 to n-1
     l1: float = DEFAULT_LAMBDAS['l1']  # strength of '+l1'
     l2: float = DEFAULT_LAMBDAS['l2']  # strength of '+l2'
     train: TrainConfig = field(default_factory=TrainConfig)  # the settings that all variants share
-    note: str = ''  # what is asked, in a sentence
+    note: str = ''  # the question, in a sentence
     pairs: tuple[tuple[str, str], ...] = ()  # the comparisons that it asks for; see `planned_pairs`
     margin: float | None = None  # points that do not matter; None: `DEFAULT_MARGINS` says
     validation: int = 0  # training images held out, which then stand for the test images

@@ -55,7 +55,7 @@ def _eva6(study: str, where: str) -> tuple[Claim, ...]:
 
 
 def _session5(study: str, where: str) -> tuple[Claim, ...]:
-    "What Session 5 says, which published curves and no numbers."
+    "What Session 5 says, which published curves but no numbers."
 
     def test(left: str, sign: str, right: str, metric: str = 'test_acc') -> ClaimTest:
         return ClaimTest.order(study, (left,), sign, (right,), metric)

@@ -63,7 +63,7 @@ def _markdown_table(table: pd.DataFrame) -> str:
 
 # %% ../../nbs/compare/reports.ipynb #089e7c14
 def _how(results: Results) -> Iterator[str]:
-    "What the sentences rest on."
+    "What the sentences are based on."
     found = results.comparisons()
     if any(c.effect.images for c in found):
         yield 'Each 95 % interval of a difference covers other seeds and other test images.'
@@ -76,7 +76,7 @@ def _how(results: Results) -> Iterator[str]:
 
 
 def _once(results: Results) -> str:
-    "What somebody sees who trains each variant once."
+    "What you see if you train each variant once."
     found = [c for c in results.comparisons() if math.isfinite(c.p_better) and c.effect.n > 1]
     if not found or len(found) > 6:
         return ''

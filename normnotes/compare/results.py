@@ -111,7 +111,7 @@ def _one_recipe(study: Study) -> bool:
 
 # %% ../../nbs/compare/results.ipynb #aabb7319
 class Results:
-    "What the runs of a study gave."
+    "The results of all runs of a study."
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ def _train(run: RunFolder, data: DataSet) -> list[str]:  # warnings
 # %% ../../nbs/compare/running.ipynb #c7c1f96e
 @dataclass(frozen=True)
 class Outcome:
-    "What became of a run."
+    "How a run ended."
 
     run: RunFolder
     state: str  # 'done', 'failed', or 'busy': another process has it
@@ -102,7 +102,7 @@ _TORCH_LOCK = threading.Lock()  # the threads of a Dask worker share torch's ran
 
 @contextmanager
 def _own_torch(threads: int) -> Iterator[None]:
-    "Inside a `with`, no other thread of this process trains, and torch uses so many threads."
+    "Inside a `with`, no other thread of this process trains, and torch uses this many threads."
     with _TORCH_LOCK:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -149,7 +149,7 @@ def default_jobs(
 # %% ../../nbs/compare/running.ipynb #81d93b46
 @contextmanager
 def _mask_sigint() -> Iterator[None]:
-    "Start children with SIGINT blocked: this process hears Ctrl-C, and ends them."
+    "Start children with SIGINT blocked: this process gets Ctrl-C, and ends them."
     if not hasattr(signal, 'pthread_sigmask'):
         yield
         return
@@ -271,9 +271,7 @@ def run_study(
         _load.cache_clear()  # the images of a folder may have changed
         data = _load(study.data, data_dir, study.validation)
         for run in waiting:
-            _make_model(
-                run, data
-            )  # a variant that cannot be is an error before anything is written
+            _make_model(run, data)  # an impossible variant is an error before anything is written
     runs = prepare(study, out, device, None if data is None else data.checksum)
     jobs = jobs or (-1 if backend else default_jobs(len(waiting), device))
     try:

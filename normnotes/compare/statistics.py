@@ -76,6 +76,8 @@ class Estimate:
         "How often luck alone gives a mean at least this far from zero."
         if self.n < 2:
             return math.nan
+        if not self.error:  # every value is the same
+            return 0.0 if self.mean else 1.0
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.df))
 
     def within(

@@ -67,7 +67,7 @@ def _check_table(table: pd.DataFrame, metric: str | None) -> str:
 
 
 def _check_runs(table: pd.DataFrame, key: list[str]) -> None:
-    "Refuse empty names, rows that are there twice, and variants that cannot be compared."
+    "Refuse empty names, rows that appear twice, and variants that cannot be compared."
     name = table.index.name or 'row'
     for column in key:
         if (empty := table[column].isna()).any():

@@ -76,7 +76,7 @@ def plot_sparsity(
 
 # %% ../../nbs/plots/layers.ipynb #991424f9
 _STATS = {'std': 'standard deviation', 'mean': 'mean', 'zeros': 'zeros (%)'}
-# from the image to the logits, seen on white and on black
+# from the image to the logits, for light and for dark pages
 _DEPTH = LinearSegmentedColormap.from_list('depth', ['#3B7DD8', '#9B5FC0', '#D1495B', '#E08E1B'])
 
 

@@ -132,7 +132,7 @@ def plot_misclassified(
             data.classes[evaluation.predictions[i]],
         )
         sure = float(evaluation.confidences[i])
-        # cut and not rounded: 100 % stands only where the model gave exactly 1
+        # cut, not rounded: 100 % appears only if the model gave exactly 1
         percent = math.floor(1000 * sure + 1e-6) / 10 if math.isfinite(sure) else sure
         captions.append(_caption(true, f'{predicted}, {percent:.1f}\N{NO-BREAK SPACE}%'))
     heading = _heading(title, len(shown), len(found), len(data.test), 'wrong', order)
@@ -211,7 +211,7 @@ def plot_class_accuracy(
     title: str | None = None,  # above the panel
     ax: Axes | None = None,  # where to draw
 ) -> Figure:  # the figure drawn on
-    "The accuracy of each class with its 95 % interval, which says how much so few images can tell."
+    "The accuracy of each class with its 95 % interval, which shows how uncertain it is."
     from scipy.stats import binomtest
 
     fig, (panel, *_) = new_axes(ax, 1, 1, (6.4, 3.4))
