@@ -211,6 +211,7 @@ export function mount(root) {
 
   function canvas(node, height) {
     const ratio = window.devicePixelRatio || 1, width = node.clientWidth || 300;
+    node.style.height = `${height}px`;
     if (node.width !== Math.round(width * ratio) || node.height !== Math.round(height * ratio)) {
       node.width = Math.round(width * ratio);
       node.height = Math.round(height * ratio);
@@ -230,7 +231,6 @@ export function mount(root) {
   function draw() {
     if (!latest) return;
     const height = small ? 150 : Math.min(260, Math.max(170, window.innerHeight * 0.26));
-    chart.style.height = `${height}px`;
     const [pen, width] = canvas(chart, height), ink = look().color;
     const [left, right, top, bottom] = [44, 66, 10, 26], isLoss = metric === 'loss';
     const keys = isLoss ? {train: 'train', batch: 'testBatch', use: 'test'} : {train: 'trainAccuracy', batch: 'testBatchAccuracy', use: 'testAccuracy'};
@@ -323,7 +323,7 @@ export function mount(root) {
       const data = latest[name], c = views.canvases, main = color(name), ink = look().color;
       if (c[`layers${name}`].clientWidth) {
         const [pen, width, height] = canvas(c[`layers${name}`], 150);
-        const rows = [['activations', 'activations', -6, 3], ['gradients', 'gradients', -10, 1], ['update', 'update / weights', -6, 1]];
+        const rows = [['activations', 'activations', -6, 3], ['gradients', 'gradients', -10, 1], ['update', 'step / weights', -6, 1]];
         rows.forEach(([key, title, low, high], r) => {
           const x0 = r * width / 3 + 4, wide = width / 3 - 12, bar = wide / data.layers.length;
           pen.fillStyle = ink; pen.fillText(title, x0, 12);
@@ -357,7 +357,6 @@ export function mount(root) {
       }
       if (c[`maps${name}`].clientWidth) {
         const count = data.maps.length, tile = Math.max(3, Math.floor(c[`maps${name}`].clientWidth / (WIDTH * 4.6))), gap = 4 * tile + 3;
-        c[`maps${name}`].style.height = `${count * gap}px`;
         const [pen] = canvas(c[`maps${name}`], count * gap);
         data.maps.forEach((map, layer) => {
           const top = Math.max(...map.map(v => Number.isFinite(v) ? v : 0), 1e-9), shown = pixels(4, map.length / 4, i => map[i] / top);
@@ -368,7 +367,6 @@ export function mount(root) {
       }
       if (c[`grid${name}`].clientWidth && digits) {
         const cell = Math.floor(c[`grid${name}`].clientWidth / 10), pixel = Math.max(1, Math.floor((cell - 4) / 8));
-        c[`grid${name}`].style.height = `${cell * 10}px`;
         const [pen] = canvas(c[`grid${name}`], cell * 10);
         for (let i = 0; i < 100; i++) {
           const x = (i % 10) * cell, y = Math.floor(i / 10) * cell, image = digits.TRAIN + i;
