@@ -215,7 +215,7 @@ def test_a_variant_that_lost_runs_is_neither_ahead_nor_equal(margin):
 def test_seeds_that_agree_exactly_prove_nothing():
     c = compared(0.1, 0.1, 0.1, margin=0.5)
     assert c.verdict == 'open' and c.more_seeds is None and '3 seeds' in c.sentence
-    assert c.effect.p < 1e-9 and compared(0.0, 0.0, 0.0, margin=0.5).effect.p == 1.0
+    assert compared(0.0, 0.0, 0.0).effect.p == 1.0
 
 
 def test_what_closes_an_open_question():
