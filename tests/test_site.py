@@ -344,7 +344,7 @@ def test_the_check_finds_what_is_broken(tmp_path):
 
 
 HEAD = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
-<link rel="stylesheet" href="/styles.css">"""
+<link rel="stylesheet" href="/styles.css"><style>body { background: white; color: black }</style>"""
 
 
 def plain_page(cells: list[dict]) -> str:
