@@ -121,7 +121,8 @@ def provenance_note(results: Results) -> str:
     quickest = results.history.groupby('variant').seconds.min().dropna()
     if 'torch' not in made or quickest.empty:
         return 'Where and how fast this was measured is not known.'
-    total = sum(len(rows) * quickest.get(run[0], 0.0) for run, rows in results.runs.items())
+    epochs = {run: rows.epoch.max() for run, rows in results.runs.items()}  # sweeps store the last
+    total = sum(n * quickest.get(variant, 0.0) for (variant, _), n in epochs.items())
     if total >= 5400:
         time = f'{total / 3600:.1f} hours'
     else:
