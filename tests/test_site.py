@@ -424,7 +424,11 @@ def look(chromium, address: str, names: list[str], width: int, dark: bool = Fals
         found += [f'{name}: broken picture: {alt}' for alt in seen['broken']]
         if dark and not seen['dark']:
             found.append(f'{name}: not dark')
-        if faint := page.evaluate(FAINT, 'body') if width == 1280 else []:
+        if (
+            faint := page.evaluate(FAINT, ':is(.quarto-light, .quarto-dark)')
+            if width == 1280
+            else []
+        ):
             found.append(f'{name}: hard to read: {faint[:3]}')
         if cut := page.evaluate(CUT) if width == 1280 else []:
             found.append(f'{name}: cut code: {cut}')
