@@ -344,7 +344,7 @@ def test_the_check_finds_what_is_broken(tmp_path):
 
 
 HEAD = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
-<link rel="stylesheet" href="/styles.css"><style>body { background: white; color: black }</style>"""
+<link rel="stylesheet" href="/styles.css">"""
 
 
 def plain_page(cells: list[dict]) -> str:
@@ -377,6 +377,8 @@ def plain_page(cells: list[dict]) -> str:
 # Code that is cut at the edge of its box; a phone scrolls it
 CUT = """() => [...document.querySelectorAll('main pre')].filter(e => e.checkVisibility()
   && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"""
+
+THEMED = ':is(.quarto-light, .quarto-dark)'  # the body of a page with the book's colours
 
 LOOK = """() => ({
   over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
@@ -424,11 +426,7 @@ def look(chromium, address: str, names: list[str], width: int, dark: bool = Fals
         found += [f'{name}: broken picture: {alt}' for alt in seen['broken']]
         if dark and not seen['dark']:
             found.append(f'{name}: not dark')
-        if (
-            faint := page.evaluate(FAINT, ':is(.quarto-light, .quarto-dark)')
-            if width == 1280
-            else []
-        ):
+        if faint := page.evaluate(FAINT, THEMED) if width == 1280 else []:
             found.append(f'{name}: hard to read: {faint[:3]}')
         if cut := page.evaluate(CUT) if width == 1280 else []:
             found.append(f'{name}: cut code: {cut}')
