@@ -221,9 +221,7 @@ def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int) -
 # %% ../nbs/train/training.ipynb #ddae7b70
 def _open_checkpoint(path: Any, model: nn.Module, data: DataSet, config: TrainConfig) -> Checkpoint:
     run = {'model': checksum(repr(model))[:16], 'data': data.checksum, **config.to_dict()}
-    run['augment'] = asdict(
-        Augment.parse(config.augment)
-    )  # 'light' is the same as what it stands for
+    run['augment'] = asdict(Augment.parse(config.augment))  # 'light' equals what it stands for
     del run['device']  # it may change, with a warning
     where = f'{data.train.images.device.type}, {torch.get_num_threads()} threads'
     weights = checksum(*model.state_dict().values())[:16]
