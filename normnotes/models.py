@@ -35,6 +35,7 @@ class Layer:
     padding: int = 0  # border of zeros on every side
     bias: bool = False  # whether the convolution adds a number to each channel
     steps: tuple[str, ...] = ()  # behind a convolution, in order: 'relu', 'norm', 'drop', 'drop2d'
+    depthwise: bool = False  # each channel for itself: it gives as many as it gets
     add: str = ''  # an earlier row, whose output is added
     add_after: str = 'norm'  # the step behind which it is added
 
@@ -151,10 +152,10 @@ def _conv2d(
     num_in: int, num_out: int, row: Layer, generator: torch.Generator, init: str
 ) -> nn.Conv2d:
     "A convolution whose weights are drawn from `generator`: as torch draws them, or as He et al."
-    window = row.size, row.stride, row.padding
-    layer = nn.Conv2d(num_in, num_out, *window, bias=row.bias, device='meta')
+    window, groups = (row.size, row.stride, row.padding), num_in if row.depthwise else 1
+    layer = nn.Conv2d(num_in, num_out, *window, groups=groups, bias=row.bias, device='meta')
     layer = layer.to_empty(device=torch.get_default_device())
-    fan_in = num_in * row.size**2
+    fan_in = num_in // groups * row.size**2
     with torch.no_grad():
         for tensor in layer.parameters():
             values = torch.empty(tensor.shape, dtype=torch.float32, device='cpu')
@@ -177,21 +178,21 @@ def _make_layer(
         return nn.MaxPool2d(row.size, row.stride, row.padding)
     if row.kind == 'average':
         return nn.AdaptiveAvgPool2d(1)
-    num_out, p = row.channels or config['num_classes'], config['dropout']
+    num_out = channels if row.depthwise else row.channels or config['num_classes']
     if config['init'] == 'he' and config['norm'] == 'none':  # nothing else adds a number
         row = replace(row, bias=True)
     options = {key: config[key] for key in ('impl', 'ghost')}
     steps: dict[str, Callable[[], nn.Module]] = {
         'relu': nn.ReLU,
         'norm': lambda: make_norm(config['norm'], num_out, **options),
-        'drop': lambda: Dropout(p),
-        'drop2d': lambda: nn.Dropout2d(p),
+        'drop': lambda: Dropout(config['dropout']),
+        'drop2d': lambda: nn.Dropout2d(config['dropout']),
     }
     block = ConvBlock(OrderedDict(conv=_conv2d(channels, num_out, row, generator, config['init'])))
     block.add_after = row.add_after
     for step in row.steps:
         check_choice('step', step, steps)
-        if step in ('relu', 'norm') or p:
+        if step in ('relu', 'norm') or config['dropout']:
             block.add_module(step, steps[step]())
     if len(set(row.steps)) < len(row.steps) or (row.add and row.add_after not in row.steps):
         raise ValueError(f'{row.steps} needs each step once, {row.add_after!r} for add={row.add!r}')
@@ -360,8 +361,7 @@ def load_model(
             raise ValueError(f'it says nothing about {sorted(missing)}')
         classes = {c.__name__: c for c in (Net, CifarNet, StackNet)}
         check_choice('class', about['class'], classes)
-        config = dict(about['config'])
-        config.pop('groups', None)  # older files have it
+        config = {k: v for k, v in about['config'].items() if k != 'groups'}  # old files have it
         with torch.device('meta'):  # the values come from the file
             model = classes[about['class']](**config, seed=0)
         model.load_state_dict(tensors, assign=True)

@@ -15,6 +15,7 @@ from normnotes.summary import param_table
 
 pytestmark = pytest.mark.filterwarnings('ignore:instance norm right before')
 TABLE = {'A': conv3x3(4), 'B': conv3x3(4, add='A'), 'C': conv3x3(4, add='A')}
+TABLE |= {'D': models.Layer('conv', padding=1, depthwise=True, steps=('norm',))}
 ADDED = models.Arch(TABLE | {'GAP': models.global_avg_pool(), 'out': models.conv1x1(0)})
 SIZES = {(Net, 'eva4'): 8286, (Net, 'eva8'): 9910}
 SIZES |= {(CifarNet, 'shape'): 47976, (CifarNet, 'era'): 29472}
@@ -34,6 +35,13 @@ def test_sizes_and_weights_do_not_depend_on_the_norm(make, arch):
     for bad in [(2, c, s, s - 1), (2, c + 1, 32, 32), (c, 32, 32)]:
         with pytest.raises(ValueError, match=rf'{c}, H, W.* {s}.*{bad[-1]}\)'):
             model(torch.zeros(bad))
+
+
+def test_a_depthwise_row_keeps_channels_apart():
+    conv, x = Net('none', arch=ADDED, seed=0).D.conv, torch.rand(1, 4, 6, 6)
+    y, x[:, 2] = conv(x), 0
+    assert [bool(c.any()) for c in (conv(x) - y)[0]] == [False, False, True, False]
+    assert conv.weight.shape == (4, 1, 3, 3) and 0.3 < conv.weight.abs().max() <= 1 / 3
 
 
 def test_dropout_in_place_is_dropout(p=0.05):
