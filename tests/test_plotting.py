@@ -202,7 +202,7 @@ def test_names_of_every_study_fit_on_the_figure(study, seeds):
 def test_labels_do_not_overlap(count):
     fig = plot_accuracy(history([f'gn:{2**n}' for n in range(count)], seeds=2))
     fig.draw_without_rendering()
-    assert len(fig.axes[1].texts) == count and labels_lie_apart(fig.axes[1])
+    assert len(fig.axes[0].texts) == count and labels_lie_apart(fig.axes[0])
 
 
 def test_labels_move_by_as_little_as_possible():

@@ -6,7 +6,6 @@
 __all__ = ['METRICS', 'history_frame', 'plot_curves', 'plot_accuracy', 'plot_loss']
 
 # %% ../../nbs/plots/curves.ipynb #5690f139
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,16 +86,20 @@ def _draw_lines(
             ax.fill_between(table.index, table['min'], table['max'], **band)
 
 # %% ../../nbs/plots/curves.ipynb #f9804bc8
-def _zoom_limits(tables: Mapping[str, pd.DataFrame], first: int) -> tuple[float, float] | None:
+def _zoom_limits(
+    tests: Mapping[str, pd.DataFrame], trains: Mapping[str, pd.DataFrame], first: int
+) -> tuple[float, float] | None:
     "The range of the curves from epoch `first` on, without variants that end far from the others."
-    means = pd.concat([table['mean'] for table in tables.values()])
-    middle = np.median([table['mean'].iloc[-1] for table in tables.values()])
+    means = pd.concat([table['mean'] for table in tests.values()])
+    middle = np.median([table['mean'].iloc[-1] for table in tests.values()])
     far = 0.25 * (means.max() - means.min())
-    near = [table.loc[first:] for table in tables.values() if table.index[-1] >= first]
-    near = [table for table in near if abs(table['mean'].iloc[-1] - middle) <= far]
-    if not near:  # they meet nowhere
+    near = [v for v, table in tests.items() if abs(table['mean'].iloc[-1] - middle) <= far]
+    tables = [tests[v].loc[first:, ['min', 'max']] for v in near]
+    tables += [trains[v].loc[first:, ['mean']] for v in near if v in trains]
+    values = np.concatenate([table.to_numpy().ravel() for table in tables]) if near else []
+    if not len(values):  # they meet nowhere
         return None
-    low, high = min(table['min'].min() for table in near), max(table['max'].max() for table in near)
+    low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.01
     return low - room, high + room
 
@@ -122,31 +125,31 @@ def _end_labels(
 def _legend_handles(
     tables: Mapping[str, pd.DataFrame], history: pd.DataFrame, column: str, split: bool
 ) -> list[Line2D | Patch]:
-    "Variants, the two splits if both are drawn, and how many seeds a band is of."
+    "What no label beside a line says: the two splits, the seeds of a band, what has no line."
     handles: list[Line2D | Patch] = []
-    for variant in history.variant.unique():
-        style = variant_style(variant) | ({'linestyle': '-'} if split else {})
-        if variant not in tables:
-            handles.append(Line2D([], [], **style, label=f'{variant} (no finite {column})'))
-        elif len(tables) <= 10:  # more are named by their labels alone
-            handles.append(Line2D([], [], **style, label=variant))
     if split:
         handles.append(Line2D([], [], color='0.5', linestyle='-', label='test'))
         handles.append(Line2D([], [], color='0.5', linestyle='--', label='training'))
     counts = sorted(history.groupby('variant').seed.nunique())
     if counts[-1] == 1:
-        return [*handles, Line2D([], [], linestyle='none', label='one seed, so no band')]
-    seeds = f'{counts[0]} to {counts[-1]}' if counts[0] < counts[-1] else f'{counts[0]}'
-    return [*handles, Patch(color='0.5', alpha=0.25, linewidth=0, label=f'range of {seeds} seeds')]
+        handles.append(Line2D([], [], linestyle='none', label='one seed, so no band'))
+    else:
+        seeds = f'{counts[0]} to {counts[-1]}' if counts[0] < counts[-1] else f'{counts[0]}'
+        band = {'color': '0.5', 'alpha': 0.25, 'linewidth': 0}
+        handles.append(Patch(**band, label=f'range of {seeds} seeds'))
+    lost = [v for v in history.variant.unique() if v not in tables]
+    return handles + [
+        Line2D([], [], **variant_style(v), label=f'{v} (no finite {column})') for v in lost
+    ]
 
 # %% ../../nbs/plots/curves.ipynb #65b07ec8
 def plot_curves(
     history: 'pd.DataFrame | Run | Results | Mapping[str, Run | Sequence[Run]]',
     metric: str = 'acc',  # a key of `METRICS`: 'acc' and 'loss' draw test solid and training dashed
     *,
-    zoom: bool = True,  # enlarge the last quarter of four or more epochs in a second panel
+    zoom: bool = True,  # a scale for the second half of four or more epochs
     title: str | None = None,  # above the figure
-    ax: Axes | None = None,  # where to draw, without a second panel
+    ax: Axes | None = None,  # where to draw
 ) -> Figure:  # the figure drawn on
     "All variants over the epochs: mean and range over seeds, and the value at each line's end."
     check_choice('metric', metric, METRICS)
@@ -161,38 +164,30 @@ def plot_curves(
     trains = _over_seeds(frame, dashed) if dashed else {}
 
     epochs = np.unique(frame.epoch)
-    last = epochs[-max(3, math.ceil(len(epochs) / 4)) :]
-    zoom = zoom and ax is None and len(epochs) >= 4 and len(tests) > 0
-    limits = _zoom_limits(tests, last[0]) if zoom else None
+    half = epochs[len(epochs) // 2]
+    limits = _zoom_limits(tests, trains, half) if zoom and len(epochs) >= 4 and tests else None
     ends = _end_labels(tests, frame, solid)
     lines = [text.split('\n') for _, _, text, _ in ends]
     longest = max([len(line) for text in lines for line in text], default=0)
-    # the last panel is as high as the labels beside it need
-    high = max(2.0, 1.3 * 9 / 72 * len(ends) * max(map(len, lines), default=0))
-    count, ratios = (2, [2.0, high]) if limits else (1, None)
-    size = 7.5 if longest > 24 else 6.4, 2.9 * count + high - 1.6
-    fig, axes = new_axes(ax, count, 1, size, height_ratios=ratios)
+    # the panel is as high as the labels beside it need
+    high = max(3.2, 0.7 + 1.3 * 9 / 72 * len(ends) * max(map(len, lines), default=0))
+    fig, (panel, *_) = new_axes(ax, 1, 1, (7.5 if longest > 24 else 6.4, high))
 
-    for panel in axes[:count]:
-        _draw_lines(panel, trains, '--')
-        _draw_lines(panel, tests, '-' if dashed else None)
-        panel.set_ylabel(label)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-        panel.margins(x=0.02)
+    _draw_lines(panel, trains, '--')
+    _draw_lines(panel, tests, '-' if dashed else None)
+    panel.set(xlabel='epoch', ylabel=label)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    panel.margins(x=0.02)
     if len(epochs) == 1:
-        axes[0].set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
-    axes[count - 1].set_xlabel('epoch')
+        panel.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
     if limits:
-        edge = 0.02 * (last[-1] - last[0])
-        axes[1].set(xlim=(last[0] - edge, last[-1] + edge), ylim=limits)
-        axes[0].axvspan(last[0] - edge, last[-1] + edge, color='0.5', alpha=0.16, lw=0, zorder=0)
-        which = f'the last {len(last)} epochs (grey above), enlarged'
-        axes[1].set_title(which, fontsize=9, fontweight='normal', loc='left')
+        means = pd.concat([table['mean'] for table in tests.values()])
+        seen = means[means.between(*limits)].index.min()  # the first epoch with a line in the panel
+        panel.set(ylim=limits, xlim=(max(panel.get_xlim()[0], seen - 1), None))
     if title:
-        axes[0].set_title(title)
-    handles = _legend_handles(tests, frame, solid, dashed is not None)
-    legend(fig, axes[0], handles, ax is None, max(3, min(4, len(tests))))
-    label_ends(axes[count - 1], ends)
+        panel.set_title(title)
+    legend(fig, panel, _legend_handles(tests, frame, solid, dashed is not None), ax is None)
+    label_ends(panel, ends)
     return fig
 
 # %% ../../nbs/plots/curves.ipynb #6da27ae2

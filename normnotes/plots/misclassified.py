@@ -77,9 +77,9 @@ def _heading(title: str | None, shown: int, found: int, total: int, what: str, o
     "How many there are, how many are shown, and by which rule they were chosen."
     prefix = f'{title}: ' if title else ''
     if not found:
-        return f'{prefix}none of {total:,} test images {what}'
+        return f'{prefix}none of {total:,} {what}'
     some = f'{shown}' if shown < found else 'all'
-    return f'{prefix}{found:,} of {total:,} test images {what}\n{some} shown, {ORDERS[order]}'
+    return f'{prefix}{found:,} of {total:,} {what}\n{some} shown, {ORDERS[order]}'
 
 # %% ../../nbs/plots/misclassified.ipynb #49535e7e
 def _image_grid(
@@ -155,7 +155,7 @@ def plot_missed_by_all(
     captions = []
     for i in shown:
         votes = Counter(data.classes[predictions[i]] for predictions in models).most_common()
-        several = [f'{name} x{count}' if 1 < count < len(models) else name for name, count in votes]
+        several = [f'{name}×{count}' if 1 < count < len(models) else name for name, count in votes]
         captions.append(_caption(data.classes[data.test.labels[i]], ', '.join(several)))
     what = f'missed by all {len(models)} models'
     heading = _heading(title, len(shown), len(found), len(data.test), what, 'confident')
