@@ -21,7 +21,7 @@ PAGES = [
     page
     for page in sorted((ROOT / 'nbs/check').glob('*.ipynb'))
     if page.stem not in ('repair', 'run_it_yourself', 'settings')  # they show no stored numbers
-]
+] + [ROOT / 'nbs/compare/design.ipynb']
 NUMBERS = ['epoch', 'train_loss', 'train_acc', 'penalty', 'test_loss', 'test_acc', 'lr', 'seconds']
 
 every_study = pytest.mark.parametrize('name', STORED)
