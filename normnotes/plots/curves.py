@@ -96,10 +96,10 @@ def _zoom_limits(
     near = [v for v, table in tests.items() if abs(table['mean'].iloc[-1] - middle) <= far]
     tables = [tests[v].loc[first:, ['min', 'max']] for v in near]
     tables += [trains[v].loc[first:, ['mean']] for v in near if v in trains]
-    values = np.concatenate([table.to_numpy().ravel() for table in tables]) if near else []
+    values = np.concatenate([[], *(table.to_numpy().ravel() for table in tables)])
     if not len(values):  # they meet nowhere
         return None
-    low, high = min(values), max(values)
+    low, high = float(values.min()), float(values.max())
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.01
     return low - room, high + room
 
@@ -135,8 +135,8 @@ def _legend_handles(
         handles.append(Line2D([], [], linestyle='none', label='one seed, so no band'))
     else:
         seeds = f'{counts[0]} to {counts[-1]}' if counts[0] < counts[-1] else f'{counts[0]}'
-        band = {'color': '0.5', 'alpha': 0.25, 'linewidth': 0}
-        handles.append(Patch(**band, label=f'range of {seeds} seeds'))
+        label = f'range of {seeds} seeds'
+        handles.append(Patch(color='0.5', alpha=0.25, linewidth=0, label=label))
     lost = [v for v in history.variant.unique() if v not in tables]
     return handles + [
         Line2D([], [], **variant_style(v), label=f'{v} (no finite {column})') for v in lost
