@@ -112,9 +112,12 @@ def _compact(svg: bytes) -> bytes:
         value = float(number[0])
         return f'{value:.{2 if abs(value) >= 1 else 4}f}'.rstrip('0').rstrip('.').encode()
 
+    def short_numbers(tag: re.Match[bytes]) -> bytes:  # not those of a text
+        return re.sub(rb'-?\d+\.\d{3,}', shorter, tag[0])
+
     svg = re.sub(rb"'DejaVu Sans'[^;]*sans-serif", b'system-ui, sans-serif', svg)  # not ten fonts
     svg = re.sub(rb' transform="rotate\(-0 [^"]*"', b'', svg)
-    svg = re.sub(rb'-?\d+\.\d{3,}', shorter, re.sub(rb'<!--.*?-->', b'', svg, flags=re.S))
+    svg = re.sub(rb'<[^>]+>', short_numbers, re.sub(rb'<!--.*?-->', b'', svg, flags=re.S))
     return re.sub(rb'\s*\n\s*', b' ', svg).replace(b'> <', b'>\n<')
 
 # %% ../nbs/ground/look.ipynb #bbe7c62f

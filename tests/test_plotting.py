@@ -25,7 +25,7 @@ from normnotes.batches import Split
 from normnotes.data import DataSet
 from normnotes.evaluation import Evaluation
 from normnotes.inside import record_activations, running_stats
-from normnotes.look import book_style, save_figure, separate_labels
+from normnotes.look import book_style, image_bytes, new_axes, save_figure, separate_labels
 from normnotes.plotting import plot_accuracy, plot_misclassified, variant_style
 from normnotes.studies import STUDIES
 
@@ -118,6 +118,12 @@ def test_a_drawing_has_few_colours_and_photographs_keep_theirs(tmp_path):
     split = Split(noise, digits().test.labels)
     photos = DataSet('photos', split, split, tuple('0123456789'), (0.5,) * 3, (0.5,) * 3, 'noise')
     assert colors(plot_misclassified(evaluation(), photos)) > 10_000
+
+
+def test_a_small_file_changes_no_number_in_a_text():
+    fig, (panel,) = new_axes(None, 1, 1, (3, 2))
+    panel.set_title('0.0170 and 12.3456')
+    assert b'>0.0170 and 12.3456<' in image_bytes(fig, 'svg')
 
 
 def test_no_figure_is_kept_and_no_setting_of_matplotlib_is_changed():
