@@ -82,7 +82,7 @@ ARCHS = {
     'norms behind 1x1': shape(WIDE, NORM_RELU, NORM_RELU),
     'relu first': shape(WIDE, RELU_NORM, RELU_NORM),
     'chosen': shape(WIDE, RELU_NORM, RELU_NORM, NORM_RELU),
-    'separable': separable(NORM_RELU, NORM_RELU[:1]),
+    'separable': separable(NORM_RELU, ('norm',)),
     'separable, relu first': separable(RELU_NORM),
 }
 TRIALS: dict[

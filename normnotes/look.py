@@ -371,13 +371,12 @@ def legend(
     ax: 'Axes',
     handles: 'Sequence[Artist]',
     above: bool,  # whether it goes above all panels, or into `ax`
-    cols: int = 4,  # side by side at most, if there are more than five
 ) -> None:
     "Add a legend: above the panels of a figure of ours, inside a panel that was given."
     if not above:
         ax.legend(handles=handles, fontsize=8, frameon=False)
         return
-    for number in range(len(handles) if len(handles) <= 5 else cols, 0, -1):
+    for number in range(len(handles) if len(handles) <= 5 else 4, 0, -1):
         rowwise = [h for col in range(number) for h in handles[col::number]]  # columns fill first
         box = fig.legend(
             handles=rowwise, loc='outside upper center', ncols=number, frameon=False, fontsize=9

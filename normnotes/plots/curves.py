@@ -88,8 +88,8 @@ def _draw_lines(
 # %% ../../nbs/plots/curves.ipynb #f9804bc8
 def _zoom_limits(
     tests: Mapping[str, pd.DataFrame], trains: Mapping[str, pd.DataFrame], first: int
-) -> tuple[float, float] | None:
-    "The range of the curves from epoch `first` on, without variants that end far from the others."
+) -> tuple[float, float, float] | None:
+    "The first epoch to show, and the range of the curves from `first` on; outliers are left out."
     means = pd.concat([table['mean'] for table in tests.values()])
     middle = np.median([table['mean'].iloc[-1] for table in tests.values()])
     far = 0.25 * (means.max() - means.min())
@@ -101,7 +101,9 @@ def _zoom_limits(
         return None
     low, high = float(values.min()), float(values.max())
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.01
-    return low - room, high + room
+    low, high = low - room, high + room
+    seen = means[means.between(low, high)].index.min()  # where a line comes into the panel
+    return float(seen) - 1, low, high
 
 # %% ../../nbs/plots/curves.ipynb #47bf6f3e
 def _end_labels(
@@ -181,9 +183,8 @@ def plot_curves(
     if len(epochs) == 1:
         panel.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
     if limits:
-        means = pd.concat([table['mean'] for table in tests.values()])
-        seen = means[means.between(*limits)].index.min()  # the first epoch with a line in the panel
-        panel.set(ylim=limits, xlim=(max(panel.get_xlim()[0], seen - 1), None))
+        start, *heights = limits
+        panel.set(ylim=heights, xlim=(max(panel.get_xlim()[0], start), None))
     if title:
         panel.set_title(title)
     legend(fig, panel, _legend_handles(tests, frame, solid, dashed is not None), ax is None)
