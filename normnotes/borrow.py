@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from inspect import Parameter, signature
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def split_batch(
     batch: Any,  # a tensor, a tuple or list, or a dictionary
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:  # arguments, named arguments, the labels or None
     "What of a batch goes into a model, and what is its label."
-    like = next(model.parameters(), None)
+    like = next(chain(model.parameters(), model.buffers()), None)
     kinds = _arguments(model)
     if isinstance(batch, Mapping):
         batch = {name: _moved(value, like) for name, value in batch.items()}

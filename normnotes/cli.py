@@ -171,31 +171,27 @@ def _check_study(study: Any, changes: dict[str, Any]) -> None:
             raise ValueError(f"--{key} needs a variant with '+{key}', such as 'bn+{key}'")
 
 
-def _studies(args: argparse.Namespace) -> list[tuple[Any, Path]]:
-    "The studies that are asked for, with their folders."
+def _study(args: argparse.Namespace) -> tuple[Any, Path]:
+    "The study that is asked for, and its folder."
+    from normnotes.data import data_name
     from normnotes.devices import choose_device
-    from normnotes.studies import Study, get_studies
+    from normnotes.studies import Study, get_study
 
     choose_device(args.device)  # refuse one that is not there before anything is written
     given = {key: value for key, value in vars(args).items() if value is not None}
     changes = {key: value for key, value in given.items() if key.replace('_', '-') in _SETTINGS}
     if 'data' in changes:
-        changes['data'] = Study.for_data(changes['data']).data  # a folder by its full path
+        changes['data'] = data_name(changes['data'])  # a folder by its full path
     if args.command == 'compare':
-        studies = [Study.for_data(**changes)]
+        study = Study.for_data(**changes)
     else:
-        studies = [study.replace(**changes) for study in get_studies(args.target)]
-    suffix = ''
+        study = get_study(args.target).replace(**changes)
+    _check_study(study, changes)
+    name = study.name
     for key, value in changes.items():
         if key not in ('variants', 'seeds'):  # a folder takes more of these two
-            suffix += f'-{key}={Path(value).name if key == "data" else value}'
-    folders = []
-    for study in studies:
-        _check_study(study, changes)
-        group, *name = study.name.split('/')
-        base = Path(args.out).expanduser() if args.out else Path('runs', group + suffix)
-        folders.append(base if args.out and len(studies) == 1 else base.joinpath(*name))
-    return list(zip(studies, folders, strict=True))
+            name += f'-{key}={Path(value).name if key == "data" else value}'
+    return study, Path(args.out).expanduser() if args.out else Path('runs', name)
 
 # %% ../nbs/use/cli.ipynb #9e79e434
 def _say(text: object) -> None:
@@ -213,10 +209,10 @@ def _show(args: argparse.Namespace, results: Any, files: Iterable[Path]) -> dict
     return dict(as_dict(results, files))
 
 
-def _end(args: argparse.Namespace, found: list[dict[str, Any]], failures: list[str]) -> int:
+def _end(args: argparse.Namespace, found: dict[str, Any], failures: list[str]) -> int:
     "Print the JSON and what failed; return the exit code."
     if args.json:
-        print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+        print(json.dumps(found, indent=1))
     for failure in failures:
         _say(failure)
     return 1 if failures else 0
@@ -229,36 +225,36 @@ def _run(args: argparse.Namespace) -> int:
     "The commands `compare` and `study`."
     from normnotes.studies import run_study
 
-    found, failures = [], []
-    for study, out in _studies(args):
-        runs, progress = study.run_keys(), 'none' if args.quiet else 'auto'
-        if not args.quiet:
-            _say(f'{study.name}: {len(runs)} runs of {study.model} on {study.data}, in {out}')
-        options = {'jobs': args.jobs, 'device': args.device, 'progress': progress}
-        try:
-            every = run_study(study, out, data_dir=args.data_dir, **options)
-        except _FAILURES as error:  # the other studies of a group are still run
-            failures.append(f'{study.name}: {error}')
-            found.append({'study': study.name, 'error': str(error)})
-            continue
-        results = every.only(study)
-        found.append(_show(args, results, sorted(p for p in out.iterdir() if p.is_file())))
-        more = len(every.study.run_keys()) - len(runs)
-        if more and not args.quiet:
-            _say(f'{out} holds {more} more runs; its files and `normnotes report` show all of them')
-        for variant, seed in results.diverged:
-            failures.append(f'{study.name}: {variant} seed {seed} diverged; the others finished')
-    return _end(args, found, failures)
+    study, out = _study(args)
+    runs, progress = study.run_keys(), 'none' if args.quiet else 'auto'
+    if not args.quiet:
+        _say(f'{study.name}: {len(runs)} runs of {study.model} on {study.data}, in {out}')
+    options = {'jobs': args.jobs, 'device': args.device, 'progress': progress}
+    try:
+        every = run_study(study, out, data_dir=args.data_dir, **options)
+    except _FAILURES as error:
+        named = {'study': study.name, 'error': str(error)}
+        return _end(args, named, [f'{study.name}: {error}'])
+    results = every.only(study)
+    shown = _show(args, results, sorted(p for p in out.iterdir() if p.is_file()))
+    more = len(every.study.run_keys()) - len(runs)
+    if more and not args.quiet:
+        _say(f'{out} holds {more} more runs; its files and `normnotes report` show all of them')
+    lost = [f'{variant} seed {seed}' for variant, seed in results.diverged]
+    return _end(args, shown, [f'{study.name}: {run} diverged; the others finished' for run in lost])
 
 # %% ../nbs/use/cli.ipynb #a447dbd5
 def _list(args: argparse.Namespace) -> int:
     "The command `studies`."
-    from normnotes.studies import STUDIES, get_studies
+    from normnotes.studies import STUDIES, get_study
 
-    found = get_studies(args.target) if args.target else list(STUDIES.values())
-    if args.target or args.json:
-        return _end(argparse.Namespace(json=True), [s.to_dict() for s in found], [])
-    for s in found:
+    if args.target:
+        print(get_study(args.target).to_json())
+        return 0
+    if args.json:
+        print(json.dumps([s.to_dict() for s in STUDIES.values()], indent=1))
+        return 0
+    for s in STUDIES.values():
         about = f'{s.model} on {s.data}, {len(s.seeds)} seeds, {s.train.epochs} epochs'
         shown = textwrap.shorten(', '.join(s.variants), 90, placeholder=' ...')
         print(f'{s.name}\n    {s.note}\n    {about}\n    {shown}')
@@ -268,28 +264,21 @@ def _list(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     "The command `report`."
     from normnotes.data import load_if_cached
-    from normnotes.studies import Results, find_studies, write_report
+    from normnotes.studies import Results, write_report
 
-    folders = find_studies(Path(args.target).expanduser())
-    if not folders:
-        raise ValueError(f'no study.json in {args.target!r} or below; give a folder that has one')
-    found, failures = [], []
-    for folder in folders:
-        files: list[Path] = []
-        try:
-            results = Results.load(folder)
-        except _FAILURES as error:
-            failures.append(str(error))
-            found.append({'study': str(folder), 'error': str(error)})
-            continue
-        try:
-            data = load_if_cached(results.study.data, args.data_dir)
-            data = data and results.study.see(data)
-            files = write_report(results, data=data)
-        except _FAILURES as error:  # the table is still printed
-            failures.append(str(error))
-        found.append(_show(args, results, files))
-    return _end(args, found, failures)
+    folder, files, failures = Path(args.target).expanduser(), [], []
+    if not (folder / 'study.json').exists():
+        raise ValueError(f'no study.json in {args.target!r}; give the folder of a study')
+    try:
+        results = Results.load(folder)
+    except _FAILURES as error:
+        return _end(args, {'study': str(folder), 'error': str(error)}, [str(error)])
+    try:
+        data = load_if_cached(results.study.data, args.data_dir)
+        files = write_report(results, data=data and results.study.see(data))
+    except _FAILURES as error:  # the table is still printed
+        failures.append(str(error))
+    return _end(args, _show(args, results, files), failures)
 
 # %% ../nbs/use/cli.ipynb #36f5fe6e
 def _verdict(args: argparse.Namespace) -> int:
@@ -314,17 +303,16 @@ def _verdict(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     "The command `data`."
     from normnotes.core import data_folder
-    from normnotes.data import load_data
-    from normnotes.studies import Study
+    from normnotes.data import data_name, load_data
 
     quiet = args.quiet or args.json
-    name = Study.for_data(args.target).data  # a folder by its full path
+    name = data_name(args.target)  # a folder by its full path
     data = load_data(name, args.data_dir, progress='none' if quiet else 'auto')
     if not quiet:
         print(data)
     facts = ('name', 'shape', 'classes', 'mean', 'std', 'source')
     about = {key: getattr(data, key) for key in facts} | {'folder': str(data_folder(args.data_dir))}
-    return _end(args, [about | {'train': len(data.train), 'test': len(data.test)}], [])
+    return _end(args, about | {'train': len(data.train), 'test': len(data.test)}, [])
 
 # %% ../nbs/use/cli.ipynb #4cc9caf8
 def _doctor(args: argparse.Namespace) -> int:

@@ -214,7 +214,8 @@ def distance(e: Evidence, norm: NormLayer) -> tuple[float, float, float] | None:
     drift = e.both.drift.get(norm.name) if e.both else None
     if drift is None:
         return None
-    mean, var, between = drift.stack()
+    means, every = (torch.stack(numbers) for numbers in zip(*drift, strict=True))
+    mean, var, between = means.mean(0), every.mean(0), means.var(0, correction=0)
     scale = (var + norm.module.eps).sqrt()
     t = stored_numbers(norm)
     apart = (t['running_mean'].double().cpu() - mean) / scale

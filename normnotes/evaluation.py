@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import Split, normalize
+from .batches import normalize
 from .core import evaluating
 from .data import DataSet
 
@@ -44,25 +44,17 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,  # the model; evaluated where it is, in evaluation mode
-    data: DataSet | Split,  # a data set, of which the test images are taken, or a split
-    *,
-    mean: tuple[float, ...] | None = None,  # of a split: what the model was trained with
-    std: tuple[float, ...] | None = None,  # of a split: what the model was trained with
+    data: DataSet,  # its test images are taken
 ) -> Evaluation:  # on the CPU
-    "Predictions, confidences and losses for every image, in order."
-    if isinstance(data, DataSet):
-        split, mean, std = data.test, mean or data.mean, std or data.std
-    else:
-        split = data
-    if mean is None or std is None:
-        raise ValueError('a split needs mean= and std=; or give the whole data set')
+    "Predictions, confidences and losses for every test image, in order."
+    split = data.test
     device = next((p.device for p in model.parameters()), split.images.device)
     count = max(1, min(500, 2**22 // max(1, split.images[:1].numel())))  # images at a time
     parts = []
     with evaluating(model):
         for start in range(0, len(split), count):
             part = split[start : start + count].to(device)
-            logits = model(normalize(part.images, mean, std)).float()
+            logits = model(normalize(part.images, data.mean, data.std)).float()
             confidences, predictions = logits.softmax(1).max(1)
             losses = F.cross_entropy(logits, part.labels, reduction='none')
             parts.append((predictions, confidences, losses))

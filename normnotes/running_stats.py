@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Change', 'Report', 'is_norm', 'is_frozen', 'freeze_norms', 'thaw_norms', 'moved', 'PooledStats', 'pool_processes',
-           'send', 'recompute_stats', 'checkpoint_safe']
+           'recompute_stats', 'checkpoint_safe']
 
 # %% ../nbs/model/running_stats.ipynb #edf05122
 import functools
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .borrow import call_model
 from .core import evaluating
 
 # %% ../nbs/model/running_stats.ipynb #fc1c215c
@@ -77,12 +77,9 @@ def freeze_norms(
     model: nn.Module,  # changed in place
     *,
     gains: bool = True,  # whether gains and biases are frozen as well
-    report: Report | None = None,  # gets a line per norm
 ) -> nn.Module:  # `model`
     "Hold the statistics of all norms still, through every later `model.train()`."
-    for where, layer in model.named_modules():
-        if not is_norm(layer):
-            continue
+    for layer in filter(is_norm, model.modules()):
         own = [k for k, p in layer.named_parameters(recurse=False) if gains and p.requires_grad]
         for name in own:
             getattr(layer, name).requires_grad_(False)
@@ -92,8 +89,6 @@ def freeze_norms(
             vars(layer)['thawed'] = (layer.training, own)
             vars(layer)['train'] = functools.partial(_stay_frozen, layer)
             layer.train()
-        if report is not None:
-            report.add(where, 'frozen', layer, f'{len(own)} parameters' if own else 'statistics')
     return model
 
 # %% ../nbs/model/running_stats.ipynb #0f1a693d
@@ -177,33 +172,6 @@ def pool_processes(
     pooled.squares = _all_sum(zero + stats.squares + away)
     return pooled
 
-# %% ../nbs/model/running_stats.ipynb #ecd13057
-def _to(x: Any, device: torch.device) -> Any:
-    return x.to(device) if isinstance(x, Tensor) else x
-
-
-def send(
-    model: nn.Module,
-    batch: Any,  # a tensor, a tuple whose first part is the input, or a dict of arguments
-    device: torch.device,  # where the input is moved to
-    forward: Callable[[nn.Module, Any], Any] | None = None,  # how to call the model instead
-) -> Any:  # what the model returns
-    "Send one batch of a loader through a model."
-    if forward is not None:
-        return forward(model, batch)
-    named = isinstance(batch, Mapping)
-    first = [] if named else [batch[0] if isinstance(batch, (tuple, list)) else batch]
-    args = [_to(x, device) for x in first]
-    kwargs = {key: _to(x, device) for key, x in batch.items()} if named else {}
-    try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(
-            f'{type(model).__name__} does not take this {type(batch).__name__} ({error}); pass '
-            'forward=lambda model, batch: model(...)'
-        ) from error
-    return model(*args, **kwargs)
-
 # %% ../nbs/model/running_stats.ipynb #48e5d3c0
 def _distance(layer: Any, pooled: PooledStats) -> str:
     "How far running statistics are from the true ones, before they are replaced."
@@ -238,9 +206,8 @@ def _pooling(layers: list[Any], pooled: dict[Any, PooledStats]) -> Iterator[None
 @torch.no_grad()
 def recompute_stats(
     model: nn.Module,  # any model; its batch norms are served
-    batches: Iterable[Any],  # of any kind that `send` takes; each process its own part
+    batches: Iterable[Any],  # of any kind that `call_model` takes; each process its own part
     *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,  # how to call the model with a batch
     report: Report | None = None,  # gets a line per batch norm, with before and after
 ) -> nn.Module:  # the same model, its running statistics replaced, its modes as before
     "Replace the running statistics of batch norms by the mean and variance of all `batches`."
@@ -250,10 +217,9 @@ def recompute_stats(
     layers = [m for m in named if m.running_mean is not None and not is_frozen(m)]
     pooled, seen = {m: PooledStats() for m in layers}, 0
     if layers:
-        device = next(model.parameters(), layers[0].running_mean).device
         with evaluating(model), _pooling(layers, pooled):
             for batch in batches:
-                send(model, batch, device, forward)
+                call_model(model, batch)
                 seen += 1
         seen = int(_all_sum(torch.tensor(seen)))
         if not seen:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from . import norms
+from .borrow import call_model
 from normnotes.running_stats import (
     Change,
     PooledStats,
@@ -27,7 +28,6 @@ from normnotes.running_stats import (
     is_norm,
     moved,
     recompute_stats,
-    send,
     thaw_norms,
 )
 from .swaps import swap_norms
@@ -121,19 +121,10 @@ def _tensors(output: Any) -> list[Tensor]:
     return [t for part in parts if not isinstance(part, str) for t in _tensors(part)]
 
 
-def _prove(model: nn.Module, folded: nn.Module, example: Any, forward: Any) -> str:
+def _prove(model: nn.Module, folded: nn.Module, example: Any) -> str:
     "Compare two models on a batch, in float64 on the CPU; raise if they differ."
-
-    def double(x: Any) -> Any:
-        if isinstance(x, Mapping):
-            return {k: double(v) for k, v in x.items()}
-        if isinstance(x, (tuple, list)):
-            return [double(v) for v in x]
-        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    where, batch = torch.device('cpu'), double(example)
     nets = (copy.deepcopy(m).cpu().double() for m in (model, folded))
-    a, b = (_tensors(send(net, batch, where, forward)) for net in nets)
+    a, b = (_tensors(call_model(net, example)[0]) for net in nets)
     largest = max(float(t.abs().max()) for t in a)
     away = max(float((s - t).abs().max()) for s, t in zip(a, b, strict=True))
     precision = max(torch.finfo(p.dtype).eps for p in folded.parameters())
@@ -147,7 +138,6 @@ def fold_batchnorms(
     model: nn.Module,  # in evaluation mode; must be traceable by `torch.fx`
     example: Any = None,  # a batch to prove on that both models agree
     *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,  # how to call the model with a batch
     report: Report | None = None,  # gets a line per norm layer: folded or kept, and why
 ) -> nn.Module:  # a copy without the batch norms that follow a convolution
     "Fold every batch norm of a model that can be folded."
@@ -187,7 +177,7 @@ def fold_batchnorms(
                 reason = why.get(name, kind)
                 report.add(name, 'kept' if reason else 'folded', m, reason)
     if example is not None:
-        proof = _prove(model, folded, example, forward)
+        proof = _prove(model, folded, example)
         if report is not None:
             report.add('', 'proved', model, proof)
     return folded

@@ -7,7 +7,6 @@ __all__ = ['swap_norms']
 
 # %% ../nbs/model/swaps.ipynb #e617e715
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from . import norms
+from .borrow import call_model
 from .core import evaluating
 from .ghost import GhostBatchNorm2d
 from .norms import default_groups, make_norm
-from .running_stats import PooledStats, Report, is_frozen, is_norm, send
+from .running_stats import PooledStats, Report, is_frozen, is_norm
 from .sets import NORMS, parse_norm
 
 # %% ../nbs/model/swaps.ipynb #21ea8199
@@ -67,10 +67,10 @@ def _channels(m: Any) -> int:
     return int(getattr(m, 'num_features', 0) or getattr(m, 'num_channels', 0) or frozen or shape[0])
 
 
-def _make(to: Any, c: int, dims: str, flat: bool, groups: int | None, impl: str, kw: Any) -> Any:
+def _make(to: Any, c: int, dims: str, flat: bool, groups: int | None, kw: Any) -> Any:
     "A layer for `c` channels and as many dimensions as the old one."
     if not isinstance(to, str):
-        return make_norm(to, c, groups=groups, impl=impl, **kw)
+        return make_norm(to, c, groups=groups, **kw)
     kind, groups = parse_norm(to, groups)
     if dims == '1d' and kind == 'gn':  # it may get one number per channel
         groups = (default_groups(c // 4) if c % 4 == 0 else 1) if groups is None else groups
@@ -80,11 +80,9 @@ def _make(to: Any, c: int, dims: str, flat: bool, groups: int | None, impl: str,
             f"would be zero; use 'ln', or fewer than {c} groups"
         )
     if kind in ('bn', 'in') and dims != '2d':
-        if impl != 'torch':
-            raise ValueError(f"{impl=} has {kind!r} for images only, not {dims}; use 'torch'")
         layer: Any = getattr(nn, f'{"Batch" if kind == "bn" else "Instance"}Norm{dims}')
         return layer(c, **({'affine': True} | kw))
-    return make_norm(kind, c, groups=groups, impl=impl, **kw)
+    return make_norm(kind, c, groups=groups, **kw)
 
 # %% ../nbs/model/swaps.ipynb #81af36f8
 _RUNNING = 'momentum track_running_stats running_mean running_var num_batches_tracked'.split()
@@ -113,7 +111,7 @@ def _carry(old: Any, new: Any, plain: bool) -> None:
 
 # %% ../nbs/model/swaps.ipynb #0122040c
 def _replacement(
-    old: Any, name: str, like: Tensor | None, flat: bool, to: Any, groups: int | None, impl: str
+    old: Any, name: str, like: Tensor | None, flat: bool, to: Any, groups: int | None
 ) -> nn.Module:
     "A new norm layer in place of `old`."
     where, c = name or 'the model', _channels(old)
@@ -129,7 +127,7 @@ def _replacement(
     dims = type(old).__name__[-2:]
     try:
         dims = dims if dims in ('1d', '3d') else '2d'
-        new: nn.Module = _make(to, c, dims, flat and dims == '1d', groups, impl, kwargs)
+        new: nn.Module = _make(to, c, dims, flat and dims == '1d', groups, kwargs)
     except ValueError as error:
         raise ValueError(f'{where}: {error}') from error
     if like is not None:
@@ -139,7 +137,7 @@ def _replacement(
 
 # %% ../nbs/model/swaps.ipynb #637c7b99
 def _outputs(
-    model: nn.Module, layers: Iterable[nn.Module], batches: list[Any], forward: Any
+    model: nn.Module, layers: Iterable[nn.Module], batches: list[Any]
 ) -> dict[nn.Module, PooledStats]:
     "Mean and variance of each channel behind each layer, in the order in which the layers run."
     seen: dict[nn.Module, PooledStats] = {}
@@ -148,11 +146,10 @@ def _outputs(
         seen.setdefault(m, PooledStats()).add(output)
 
     hooks = [m.register_forward_hook(look) for m in layers]
-    like = next(iter([*model.parameters(), *model.buffers()]))
     try:
         with evaluating(model):
             for batch in batches:
-                send(model, batch, like.device, forward)
+                call_model(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -161,16 +158,16 @@ def _outputs(
 # %% ../nbs/model/swaps.ipynb #38b5c604
 @torch.no_grad()
 def _calibrate(
-    model: nn.Module, goals: dict[Any, PooledStats], batches: list[Any], forward: Any
+    model: nn.Module, goals: dict[Any, PooledStats], batches: list[Any]
 ) -> dict[nn.Module, str]:
     "Set gamma and beta of layers so that their channels have given means and spreads."
     notes = {}
-    for m in _outputs(model, goals, batches, forward):
+    for m in _outputs(model, goals, batches):
         gamma, beta = getattr(m, 'weight', None), getattr(m, 'bias', None)
         if gamma is None or gamma.shape != goals[m].mean.shape:
             notes[m] = 'not calibrated: no gain per channel'
             continue
-        now, goal = _outputs(model, [m], batches, forward)[m], goals[m]
+        now, goal = _outputs(model, [m], batches)[m], goals[m]
         now_std, std = (s.squares.div(s.count).sqrt() for s in (now, goal))
         scale = torch.where(now_std > 0, std / now_std, 1.0)
         if beta is not None:
@@ -181,14 +178,14 @@ def _calibrate(
 
 # %% ../nbs/model/swaps.ipynb #69425621
 def _planned(
-    model: nn.Module, to: Any, groups: int | None, impl: str
+    model: nn.Module, to: Any, groups: int | None
 ) -> dict[nn.Module, tuple[str, nn.Module]]:
     "A name and a new layer for each layer that is to go; raises before anything is changed."
     like, flat = next(model.parameters(), None), False
     plan: dict[nn.Module, tuple[str, nn.Module]] = {}
     for name, m in model.named_modules():
         if _is_swapped(m, name):
-            plan[m] = name, _replacement(m, name, like, flat, to, groups, impl)
+            plan[m] = name, _replacement(m, name, like, flat, to, groups)
         elif isinstance(m, nn.Flatten) or any(True for _ in m.parameters(recurse=False)):
             flat = isinstance(m, (nn.Linear, nn.Flatten))  # of the layer before the norm
     return plan
@@ -199,14 +196,11 @@ def swap_norms(
     to: str | Callable[..., nn.Module] = 'gn',  # what `make_norm` takes
     groups: int | None = None,  # for group norm; `default_groups` of each layer's channels if None
     *,
-    impl: str = 'torch',  # 'torch' or 'scratch'
     calibrate: Iterable[Any] | None = None,  # batches to set gains and biases by
-    forward: Callable[[nn.Module, Any], Any] | None = None,  # how to call the model with a batch
     report: Report | None = None,  # gets a line per norm layer: swapped or kept, and why
-    verbose: bool = False,  # whether to print how many layers were replaced
 ) -> nn.Module:  # `model`, or the new layer if `model` is itself a norm layer
     "Replace the norm layers of a model, keeping gamma and beta where they fit."
-    plan = _planned(model, to, groups, impl)
+    plan = _planned(model, to, groups)
     batches = None if calibrate is None else list(calibrate)
     goals, notes = {}, {}
     if batches is not None:
@@ -215,7 +209,7 @@ def swap_norms(
         if bad := [n for n, b in plan.values() if getattr(b, 'running_mean', None) is not None]:
             raise ValueError(f'{bad[0]}: a norm with running statistics needs recompute_stats')
         with torch.no_grad():
-            goals = _outputs(model, plan, batches, forward)
+            goals = _outputs(model, plan, batches)
         for a, (_, b) in plan.items():
             notes[b] = '' if a in goals else 'not calibrated: no batch reached it'
     if report is not None:
@@ -228,11 +222,9 @@ def swap_norms(
                 setattr(parent, name, plan[child][1])
     result = plan[model][1] if model in plan else model
     if batches is not None:
-        notes |= _calibrate(result, {plan[a][1]: s for a, s in goals.items()}, batches, forward)
-    kept = 0
+        notes |= _calibrate(result, {plan[a][1]: s for a, s in goals.items()}, batches)
     for a, (name, b) in plan.items():
         same = a.weight is not None and a.weight is getattr(b, 'weight', None)
-        kept += same
         if report is not None:
             note = notes.get(b, '') or ('gamma and beta kept' if same else 'no gains carried over')
             report.add(name, 'swapped', f'{type(a).__name__} -> {type(b).__name__}', note)
@@ -243,8 +235,4 @@ def swap_norms(
             'LayerNorm2d',
             stacklevel=2,
         )
-    if verbose:
-        made = Counter(f'{type(a).__name__} to {type(b).__name__}' for a, (_, b) in plan.items())
-        text = ', '.join(f'{n} {change}' for change, n in made.items()) or 'none found'
-        print(f'replaced {len(plan)} norm layers ({text}); {kept} kept gamma and beta')
     return result

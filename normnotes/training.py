@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -344,7 +344,7 @@ def fit(
     if found:
         restore(tensors, **trainer.parts)
     elif config.l1 or config.l2:
-        loss = evaluate(model, data.train[:512], mean=data.mean, std=data.std).loss
+        loss = evaluate(model, replace(data, test=data.train[:512])).loss
         l1 = config.l1 if config.l1_mode == 'penalty' else 0.0
         l2 = config.l2 if config.optimizer == 'sgd' else 0.0  # AdamW's decay stands beside the loss
         warn_of_penalty(model, loss, l1, l2, config.penalize)

@@ -7,6 +7,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import functools
 import http.server
+import json
 import shutil
 import signal
 import subprocess
@@ -24,13 +25,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def root() -> Path:
     "The top folder of the project."
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_python():
     "Runs Python in a process of its own: run_python('-c', 'print(1)', cwd=folder)."
 
@@ -53,6 +54,27 @@ def pictures(tmp_path_factory):
         path.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).save(path / f'{i}.png')
     return folder
+
+
+@pytest.fixture(scope='session')
+def node(tmp_path_factory):
+    "node(script, cases) runs a module beside the scripts of the pages; what it prints as JSON."
+    if (found := shutil.which('node')) is None:
+        pytest.skip('no Node on the PATH')
+
+    def run(script, cases=(), *options):
+        folder = tmp_path_factory.mktemp('node')
+        for path in (ROOT / 'nbs/learn').glob('*.js'):
+            shutil.copy(path, folder)
+        (folder / 'package.json').write_text('{"type": "module"}', encoding='utf-8')
+        (folder / 'cases.json').write_text(json.dumps(cases), encoding='utf-8')
+        (folder / 'run.js').write_text(script, encoding='utf-8')
+        command = [found, *options, 'run.js']
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 # A browser and a little server, for the tests of pages

@@ -24,8 +24,9 @@ def test_a_variant_is_printed_as_it_is_parsed(norm, l1, l2, settings):
 
 @pytest.mark.parametrize(
     'text',
-    ['', 'xn', 'bn+', 'bn+l3', 'bn+l1+l1', 'bn+l1=', 'bn+l1=much', 'bn+l1=-1', 'bn+l1=inf', 'bn@']
-    + ['bn@lr', 'bn@lr=', 'bn@lr=1@lr=2', 'bn@augment=a/b', 'gn:0', 'gn:two', 'bn:4'],
+    ['', 'xn', 'bn+', 'bn+l3', 'bn+l1+l1', 'bn+l1=', 'bn+l1=much', 'bn+l1=-1', 'bn+l1=inf']
+    + ['bn+l1=nan', 'bn@', 'bn@lr', 'bn@lr=', 'bn@lr=1@lr=2', 'bn@augment=a/b', 'gn:0', 'gn:two']
+    + ['bn:4'],
 )
 def test_what_is_not_a_variant_is_refused_and_has_a_style_all_the_same(text):
     with pytest.raises(ValueError) as caught:

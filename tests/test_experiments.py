@@ -6,17 +6,23 @@ import json
 import os
 import re
 import socket
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from normnotes.compare.results import unpack_mistakes
 from normnotes.plotting import misclassified, missed_by_all
-from normnotes.studies import STUDIES, Results, Study, find_studies, to_markdown
+from normnotes.studies import STUDIES, Results, Study, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-STORED = {p.relative_to(ROOT / 'nbs/results').as_posix(): p for p in find_studies(ROOT / 'nbs')}
+FOLDERS = {path.parent.name: path.parent for path in (ROOT / 'nbs/results').glob('*/study.json')}
+AS_PUBLISHED = [
+    n for n, p in FOLDERS.items() if 'arms' in json.loads((p / 'study.json').read_bytes())
+]
+STORED = {name: path for name, path in FOLDERS.items() if name not in AS_PUBLISHED}
 PAGES = [
     page
     for page in sorted((ROOT / 'nbs/check').glob('*.ipynb'))
@@ -83,11 +89,25 @@ def test_the_settings_are_those_of_the_preset(name):
     assert set(study.seeds) <= set(preset.seeds)
 
 
-@every_study
+@pytest.mark.parametrize('name', AS_PUBLISHED)
+def test_runs_as_published_are_whole_and_agree_with_their_predictions(name):
+    about = json.loads((FOLDERS[name] / 'study.json').read_bytes())
+    runs = pd.read_csv(FOLDERS[name] / 'results.csv').groupby(['variant', 'seed'])
+    with np.load(FOLDERS[name] / 'mistakes.npz') as arrays:
+        evaluations = unpack_mistakes(dict(arrays))
+    seeds = {seed for _, seed in runs.groups}
+    assert set(runs.groups) == set(evaluations) == set(product(about['arms'], seeds))
+    for run, rows in runs:
+        assert rows.epoch.tolist() == list(range(1, about['recipe']['epochs'] + 1))
+        assert np.isfinite(rows[NUMBERS].to_numpy()).all()
+        assert evaluations[run].accuracy == pytest.approx(rows.test_acc.iloc[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize('name', FOLDERS)
 def test_machine_and_versions_are_named_but_no_path_and_no_host(name):
-    made = json.loads((STORED[name] / 'study.json').read_text(encoding='utf-8'))['made_with']
+    made = json.loads((FOLDERS[name] / 'study.json').read_text(encoding='utf-8'))['made_with']
     assert {'python', 'torch', 'numpy', 'scipy', 'system', 'machine', 'cpus', 'gpu'} <= set(made)
-    for path in STORED[name].rglob('*'):
+    for path in FOLDERS[name].rglob('*'):
         if path.suffix in ('.json', '.csv', '.md'):
             text = path.read_text(encoding='utf-8')
             assert not re.search(r'(^|[\s"\'])(/[\w.-]+/|[A-Z]:\\)', text), path.name
@@ -124,8 +144,8 @@ def test_the_saved_page_was_made_from_the_stored_files(page):
 
 
 def test_every_stored_study_has_its_page():
-    shown = {name.rpartition('/')[0] for page in PAGES for name in made_from(page)}
-    assert set(STORED) - shown <= {'compare'}, 'the front page shows compare, the pages the others'
+    shown = {name.partition('/')[0] for page in PAGES for name in made_from(page)}
+    assert set(FOLDERS) - shown <= {'compare'}, 'the front page shows compare, the pages the others'
 
 
 # Numbers on the pages, computed once more from the bare tables
@@ -197,7 +217,7 @@ def small_batches() -> list[str]:
 
 
 def five_notebooks() -> list[str]:
-    table = pd.read_csv(ROOT / 'nbs/results/as-published/era/results.csv').query('epoch > 1')
+    table = pd.read_csv(ROOT / 'nbs/results/era-as-published/results.csv').query('epoch > 1')
     loss, penalty = table.train_loss.mean(), table.penalty.mean()
     return [f'{loss:.2f} and the penalty {penalty:.2f}', f'in all {loss + penalty:.2f}']
 

@@ -1,11 +1,7 @@
 """The explorer: its arithmetic against torch in Node, and the page by mouse, touch and keyboard."""
 
-import json
 import math
 import random
-import re
-import shutil
-import subprocess
 
 import pages
 import pytest
@@ -37,28 +33,6 @@ try { api.statSets('gn', [1, 4, 2, 2], 3); } catch (error) { refusal = error.mes
 const found = JSON.parse(fs.readFileSync('cases.json')).map(compute);
 console.log(JSON.stringify({found, refusal, four: api.fourImages(), norms: api.NORMS}));
 """
-
-
-@pytest.fixture(scope='module')
-def node(tmp_path_factory):
-    "node(script, cases) runs a module beside the scripts of the pages."
-    if (found := shutil.which('node')) is None:
-        pytest.skip('no Node on the PATH')
-
-    def run(script, cases):
-        folder = tmp_path_factory.mktemp('node')
-        for path in pages.LEARN.glob('*.js'):
-            shutil.copy(path, folder)
-        (folder / 'package.json').write_text('{"type": "module"}', encoding='utf-8')
-        (folder / 'cases.json').write_text(json.dumps(cases), encoding='utf-8')
-        (folder / 'run.js').write_text(script, encoding='utf-8')
-        done = subprocess.run(
-            [found, 'run.js'], cwd=folder, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
 
 
 def cases(count=90):
@@ -474,10 +448,3 @@ def test_motion_print_system_colours_and_no_script(explorer):
         assert 'needs JavaScript' in page.locator('#explorer').inner_text()
         target = page.locator('#explorer a').get_attribute('href')
         assert (pages.LEARN / target).exists()
-
-
-def test_it_is_small_and_asks_nobody():
-    names = ('explorer.js', 'sets.js', 'draw.js', 'explorer.css', 'toys.css')
-    texts = [(pages.LEARN / name).read_text(encoding='utf-8') for name in names]
-    assert len(''.join(texts).encode()) < 60_000
-    assert not re.search(r'https?://|@import|fetch\(|XMLHttp|sendBeacon', ''.join(texts))

@@ -62,3 +62,26 @@ def test_the_command_its_subcommands_and_the_columns_of_its_table():
         cli.main([c, '--help']) == 0 for c in 'compare study studies report data doctor'.split()
     )
     assert cli.main(['no-such-command']) == 2
+
+
+LIGHT = [  # steps of one program, and what none of them may load
+    ("from normnotes import cli; cli.main(['--version'])", 'torch numpy pandas scipy matplotlib'),
+    ('import normnotes.look', 'matplotlib'),
+    (
+        "import torch; own = {*sys.modules}; from normnotes.models import Net; Net('gn')",
+        'matplotlib pandas torchvision sklearn scipy safetensors tqdm fastcore joblib PIL IPython'
+        ' nbdev',
+    ),
+    ('import normnotes.data', 'torchvision sklearn PIL pandas matplotlib'),
+    ('import normnotes.plotting', 'matplotlib.pyplot'),
+]
+
+
+def test_imports_are_light(run_python):
+    lines = ['import sys', 'own = set()']  # what torch itself loads
+    for step, heavy in LIGHT:
+        lines += [step, f'found = {set(heavy.split())} & (sys.modules.keys() - own)']
+        lines += [f'assert not found, ({step!r}, found)']
+    done = run_python('-c', '\n'.join(lines))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('normnotes ')

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import shutil
 import warnings
 
 import pytest
@@ -126,15 +125,6 @@ def test_lnc_is_the_layer_norm_of_torch_with_channels_last():
     assert (layer(x) - expected).abs().max() < 1e-10
 
 
-@given(st.sampled_from(KINDS), st.integers(1, 3), st.sampled_from([2, 4]), st.booleans())
-@settings(max_examples=16, deadline=None, derandomize=True)
-def test_derivatives(kind, n, c, affine):
-    x = random(n, c, 2, 3, seed=n).requires_grad_()
-    options = {'groups': 2} if kind == 'gn' else {}
-    layer = make_norm(kind, c, impl='scratch', affine=affine, dtype=torch.float64, **options)
-    assert torch.autograd.gradcheck(layer, (x,)) and torch.autograd.gradgradcheck(layer, (x,))
-
-
 @each_kind
 def test_second_derivatives_in_the_parameters(kind):
     "A gradient penalty trains gamma: second derivatives as of the definition."
@@ -147,14 +137,10 @@ def test_second_derivatives_in_the_parameters(kind):
     agree(*results, 1e-9)
 
 
-@pytest.mark.skipif(
-    not (shutil.which('g++') or shutil.which('clang++')),
-    reason='torch.compile needs a C++ compiler',
-)
 @each_kind
 def test_compiled(kind):
     eager = make_norm(kind, 8, impl='scratch', **({'momentum': None} if kind == 'bn' else {}))
-    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True)
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend='aot_eager')
     for seed in range(2):
         x, g = random(2, 4, 8, 5, 5, seed=seed, dtype=torch.float32)
         agree(outcomes(compiled, x, g), outcomes(eager, x, g), 1e-5)
@@ -302,11 +288,18 @@ def test_make_norm():
     assert [sum(p.numel() for p in make_norm(k, 16).parameters()) for k in TWINS] == [32] * 4
     assert isinstance(make_norm('none', 4), nn.Identity) and make_norm('gn:6', 12).num_groups == 6
     assert make_norm(lambda c: nn.Conv2d(c, c, 1), 5).in_channels == 5
-    for kind, options in (('gn:3', {}), ('bn', {'groups': 2}), ('bn', {'impl': 'c++'})):
-        with pytest.raises(ValueError, match=r'use 1, 2, 5 or 10|groups=2|torch'):
-            make_norm(kind, 10, **options)
-    with pytest.raises(ValueError, match='groups=4'):
-        make_norm(nn.BatchNorm2d, 16, groups=4)
+    for kind, channels, options, named in (
+        ('gn:3', 10, {}, 'use 1, 2, 5 or 10'),
+        ('bn', 10, {'groups': 2}, 'groups=2'),
+        ('bn', 10, {'impl': 'c++'}, 'torch'),
+        (nn.BatchNorm2d, 16, {'groups': 4}, 'groups=4'),
+        ('bn', 3, {'ghost': 0}, 'ghost=0'),
+        ('gn', 4, {'ghost': 2}, 'ghost=2'),
+        ('bn', 4, {'ghost': 2, 'impl': 'scratch'}, 'ghost=2'),
+        (nn.BatchNorm2d, 4, {'ghost': 2}, 'ghost=2'),
+    ):
+        with pytest.raises(ValueError, match=named):
+            make_norm(kind, channels, **options)
     with pytest.raises(TypeError, match=r'\[4, 6, 6\]'):
         LayerNorm2d([4, 6, 6])
 
@@ -322,17 +315,3 @@ def test_tools_of_torch_find_our_batch_norm():
     agree(list(ours.buffers()), list(theirs.buffers()), 1e-5)
     sync = nn.SyncBatchNorm.convert_sync_batchnorm(ours)[0]
     assert type(sync) is nn.SyncBatchNorm and sync.weight is ours[0].weight
-
-
-@pytest.mark.parametrize(
-    'make, named',
-    [
-        (lambda: make_norm('bn', 3, ghost=0), 'ghost=0'),
-        (lambda: make_norm('gn', 4, ghost=2), 'ghost=2'),
-        (lambda: make_norm('bn', 4, ghost=2, impl='scratch'), 'ghost=2'),
-        (lambda: make_norm(nn.BatchNorm2d, 4, ghost=2), 'ghost=2'),
-    ],
-)
-def test_parts_of_a_batch_are_for_batch_norm(make, named):
-    with pytest.raises(ValueError, match=named):
-        make()

@@ -134,12 +134,3 @@ def test_a_run_whose_rows_were_not_written_is_added_again(tmp_path, images, monk
     monkeypatch.undo()
     originals.run('eva8', tmp_path, [0], ['gn'], images, short)
     assert len(pd.read_csv(tmp_path / 'results.csv')) == 1
-
-
-@pytest.mark.parametrize(
-    'wrong', [['--arms', 'gm'], ['--seeds', 'two'], ['--seeds', '3-1'], ['--epochs', '0']]
-)
-def test_a_wrong_option_is_refused_before_anything_is_written(tmp_path, wrong):
-    with pytest.raises(SystemExit) as stopped:
-        originals.main(['eva8', str(tmp_path / 'out'), *wrong])
-    assert stopped.value.code == 2 and not (tmp_path / 'out').exists()

@@ -1,12 +1,8 @@
 """The playground: its network against torch in Node, and the page in a browser."""
 
 import itertools
-import json
-import re
-import shutil
-import subprocess
-from pathlib import Path
 
+import pages
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,12 +10,10 @@ import torch.nn.functional as F
 from normnotes.models import StackNet
 from normnotes.sets import NORMS
 
-NBS = Path(__file__).resolve().parent.parent / 'nbs'
-HOME = NBS / 'learn'
 WIDTH, GROUPS, MOMENTUM, RATE, STEPS = 12, 3, 0.3, 0.003, 20
 
 SCRIPT = """
-import {StackNet} from './network.mjs';
+import {StackNet} from './network.js';
 import fs from 'fs';
 const cases = JSON.parse(fs.readFileSync('cases.json'));
 console.log(JSON.stringify(cases.map(({options, values, images, labels, rate, steps}) => {
@@ -40,22 +34,7 @@ console.log(JSON.stringify(cases.map(({options, values, images, labels, rate, st
 """
 
 
-@pytest.fixture
-def node():
-    if (found := shutil.which('node')) is None:
-        pytest.skip('no Node on the PATH')
-    return found
-
-
-def modules(folder, *names):
-    "Scripts of the page as files that Node takes for modules."
-    for name in names:
-        text = (HOME / f'{name}.js').read_text(encoding='utf-8')
-        text = re.sub(r"from '(\./\w+)\.js'", r"from '\1.mjs'", text)
-        (folder / f'{name}.mjs').write_text(text, encoding='utf-8')
-
-
-def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
+def test_outputs_gradients_and_training_are_those_of_torch(node):
     generator, nets, cases = torch.Generator().manual_seed(0), [], []
     kinds = ['none', 'bn', 'ln', 'gn', 'in', 'rms']
     for norm, residual, depth in itertools.product(kinds, [False, True], [2, 5, 8]):
@@ -83,12 +62,7 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
                 'steps': STEPS,
             }
         )
-    modules(tmp_path, 'network', 'sets')
-    (tmp_path / 'cases.json').write_text(json.dumps(cases), encoding='utf-8')
-    (tmp_path / 'run.mjs').write_text(SCRIPT, encoding='utf-8')
-    options = {'cwd': tmp_path, 'capture_output': True, 'text': True, 'timeout': 120}
-    done = subprocess.run([node, 'run.mjs'], **options)
-    assert done.returncode == 0, done.stderr
+    answer = node(SCRIPT, cases)
 
     def same(found, expected):
         found = torch.tensor(found, dtype=torch.float64)
@@ -96,7 +70,7 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
         atol = 1e-9 * float(expected.abs().max()) + 1e-15
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=atol)
 
-    for (net, x, y), found in zip(nets, json.loads(done.stdout), strict=True):
+    for (net, x, y), found in zip(nets, answer, strict=True):
         optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9)
         for step in range(STEPS):
             logits = net(x)
@@ -115,52 +89,43 @@ def test_outputs_gradients_and_training_are_those_of_torch(node, tmp_path):
         same(found['inUse'], net.eval()(x))
 
 
-def test_two_thousand_steps_keep_no_memory(node, tmp_path):
-    modules(tmp_path, 'network', 'sets')
-    (tmp_path / 'run.mjs').write_text(
-        """
-        import {StackNet} from './network.mjs';
-        const net = new StackNet({norm: 'bn', depth: 2}), held = [];
-        const x = new Float32Array(8 * 64).map((_, i) => Math.sin(i)), y = new Int32Array(8);
-        for (let step = 0; step <= 2000; step++) {
-          net.step(x, y, 0.01);
-          if (step % 1000 === 0) {
-            globalThis.gc();
-            const {heapUsed, arrayBuffers} = process.memoryUsage();
-            held.push(heapUsed + arrayBuffers);
-          }
-        }
-        console.log(JSON.stringify(held));
-        """,
-        encoding='utf-8',
-    )
-    command = [node, '--expose-gc', 'run.mjs']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    _, half, end = json.loads(done.stdout)
+HELD = """
+import {StackNet} from './network.js';
+const net = new StackNet({norm: 'bn', depth: 2}), held = [];
+const x = new Float32Array(8 * 64).map((_, i) => Math.sin(i)), y = new Int32Array(8);
+for (let step = 0; step <= 2000; step++) {
+  net.step(x, y, 0.01);
+  if (step % 1000 === 0) {
+    globalThis.gc();
+    const {heapUsed, arrayBuffers} = process.memoryUsage();
+    held.push(heapUsed + arrayBuffers);
+  }
+}
+console.log(JSON.stringify(held));
+"""
+
+
+def test_two_thousand_steps_keep_no_memory(node):
+    _, half, end = node(HELD, [], '--expose-gc')
     assert end - half < 200_000  # bytes; a step that is kept would be some millions
 
 
-def test_norms_are_those_of_the_book_and_groups_must_divide(node, tmp_path):
-    modules(tmp_path, 'network', 'playground', 'sets', 'draw')
-    (tmp_path / 'run.mjs').write_text(
-        """
-        import {NAMES, PRESETS, parse, address, withPreset} from './playground.mjs';
-        import {StackNet} from './network.mjs';
-        let message = '';
-        try { new StackNet({norm: 'gn', groups: 5}); } catch (error) { message = error.message; }
-        const there = Object.keys(PRESETS).every(name => {
-          const state = withPreset(name);
-          return JSON.stringify(parse('#' + address(state))) === JSON.stringify(state);
-        });
-        const odd = parse('#A.norm=xyz&A.depth=99&B.rate=0&seed=7');
-        console.log(JSON.stringify({NAMES, message, there, odd}));
-        """,
-        encoding='utf-8',
-    )
-    done = subprocess.run([node, 'run.mjs'], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+STATES = """
+import {NAMES, PRESETS, parse, address, withPreset} from './playground.js';
+import {StackNet} from './network.js';
+let message = '';
+try { new StackNet({norm: 'gn', groups: 5}); } catch (error) { message = error.message; }
+const there = Object.keys(PRESETS).every(name => {
+  const state = withPreset(name);
+  return JSON.stringify(parse('#' + address(state))) === JSON.stringify(state);
+});
+const odd = parse('#A.norm=xyz&A.depth=99&B.rate=0&seed=7');
+console.log(JSON.stringify({NAMES, message, there, odd}));
+"""
+
+
+def test_norms_are_those_of_the_book_and_groups_must_divide(node):
+    found = node(STATES)
     for kind, (_, color) in found['NAMES'].items():
         assert color == NORMS[kind].color
     assert '5' in found['message'] and '12 channels' in found['message']
@@ -169,68 +134,50 @@ def test_norms_are_those_of_the_book_and_groups_must_divide(node, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def site(serve, tmp_path_factory):
+def playground(chromium, serve, tmp_path_factory):
+    "playground('preset=...', width) opens the page in a window so wide."
     folder = tmp_path_factory.mktemp('playground')
-    cells = json.loads((HOME / 'playground.ipynb').read_text(encoding='utf-8'))['cells']
-    text = '\n'.join(''.join(cell['source']) for cell in cells)
-    block = re.search(r'<link.*?</script>', text, flags=re.S)[0]
-    for name in re.findall(
-        r'\b\w+\.(?:js|css)\b', 'network.js sets.js draw.js worker.js digits.js ' + block
-    ):
-        shutil.copy(HOME / name, folder)
-    (folder / 'page.html').write_text(
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Playground</title>'
-        '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">'
-        '</head><body style="margin: 8px; font: 16px sans-serif">'
-        f'{block}<div id="experiments"></div></body></html>',
-        encoding='utf-8',
-    )
-    return serve(folder) + '/page.html'
+    pages.build('playground', folder)
+    address = f'{serve(folder)}/playground.html'
+
+    def opened(view='', width=390, **options):
+        size = {'width': width, 'height': 844}
+        return pages.opened(chromium, address, view, viewport=size, **options)
+
+    return opened
 
 
-@pytest.mark.parametrize('width', [360, 1280])
-def test_a_preset_does_what_its_name_says(chromium, site, width):
-    context = chromium.new_context(viewport={'width': width, 'height': 844})
-    page, faults = context.new_page(), []
-    page.on('console', lambda m: faults.append(m.text) if m.type in ('error', 'warning') else None)
-    page.on('pageerror', lambda error: faults.append(str(error)))
-    page.goto(f'{site}#preset=the%20rate%20kills%20it')
-    page.get_by_label('speed', exact=True).select_option('fast')
-    page.get_by_role('button', name='Play').press('Enter')
-    status = page.locator('.pg-status')
-    status.nth(0).locator('strong').wait_for(timeout=120_000)  # A is dead, and the page says so
-    words = "document.querySelectorAll('.pg-status')[1].textContent"
-    page.wait_for_function(f'/test [5-9]\\d/.test({words})', timeout=120_000)  # B learns
-    page.get_by_role('button', name='Pause').click()
-    assert page.evaluate('document.documentElement.scrollWidth') <= width
-    assert faults == []
-    context.close()
+def test_a_preset_does_what_its_name_says(playground):
+    with playground('preset=the%20rate%20kills%20it', width=360) as page:
+        page.get_by_label('speed', exact=True).select_option('fast')
+        page.get_by_role('button', name='Play').press('Enter')
+        status = page.locator('.pg-status')
+        status.nth(0).locator('strong').wait_for(timeout=120_000)  # A is dead, and the page says so
+        words = "document.querySelectorAll('.pg-status')[1].textContent"
+        page.wait_for_function(f'/test [5-9]\\d/.test({words})', timeout=120_000)  # B learns
+        page.get_by_role('button', name='Pause').click()
+        assert page.evaluate('document.documentElement.scrollWidth') <= 360
 
 
-def test_controls_answer_to_keys_and_touch_in_both_themes_and_at_every_width(chromium, site):
-    context = chromium.new_context(viewport={'width': 390, 'height': 844}, has_touch=True)
-    page, faults = context.new_page(), []
-    page.on('pageerror', lambda error: faults.append(str(error)))
-    page.goto(site)
-    rate = page.get_by_label('learning rate', exact=True).first
-    before = rate.input_value()
-    rate.press('ArrowRight')
-    assert rate.input_value() == str(int(before) + 1)
-    assert 'A.rate=' in page.url  # the view can be sent
-    rate = page.get_by_label('learning rate', exact=True).first
-    assert rate.evaluate('node => node === document.activeElement')  # and the key can be pressed on
-    page.get_by_role('button', name='Network B').tap()
-    page.get_by_label('norm', exact=True).nth(1).select_option('gn')
-    assert page.get_by_label('groups', exact=True).is_visible()
-    page.get_by_role('link', name='batches of two').tap()
-    assert 'A.batch=2' in page.url and 'B.norm=gn' in page.url
-    page.get_by_role('button', name='Step').tap()
-    page.wait_for_function("/[1-9]/.test(document.querySelector('.pg-status').textContent)")
-    for theme in ('quarto-light', 'quarto-dark'):
-        page.evaluate('name => { document.body.className = name; }', theme)
-        for width in (360, 390, 1280, 1920):
-            page.set_viewport_size({'width': width, 'height': 800})
-            assert page.evaluate('document.documentElement.scrollWidth') <= width
-    assert page.get_by_role('button', name='Play').bounding_box()['y'] < 800
-    assert faults == []
-    context.close()
+def test_controls_answer_to_keys_and_touch_in_both_themes_and_at_every_width(playground):
+    with playground(has_touch=True) as page:
+        rate = page.get_by_label('learning rate', exact=True).first
+        before = rate.input_value()
+        rate.press('ArrowRight')
+        assert rate.input_value() == str(int(before) + 1)
+        assert 'A.rate=' in page.url  # the view can be sent
+        rate = page.get_by_label('learning rate', exact=True).first
+        held = 'node => node === document.activeElement'
+        assert rate.evaluate(held)  # and the key can be pressed on
+        page.get_by_role('button', name='Network B').tap()
+        page.get_by_label('norm', exact=True).nth(1).select_option('gn')
+        assert page.get_by_label('groups', exact=True).is_visible()
+        page.get_by_role('link', name='batches of two').tap()
+        assert 'A.batch=2' in page.url and 'B.norm=gn' in page.url
+        page.get_by_role('button', name='Step').tap()
+        page.wait_for_function("/[1-9]/.test(document.querySelector('.pg-status').textContent)")
+        for _ in pages.each_theme(page):
+            for width in (360, 390, 1280, 1920):
+                page.set_viewport_size({'width': width, 'height': 800})
+                assert page.evaluate('document.documentElement.scrollWidth') <= width
+        assert page.get_by_role('button', name='Play').bounding_box()['y'] < 800

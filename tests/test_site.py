@@ -404,10 +404,13 @@ FIT = """() => {
 }"""
 
 
-def look(chromium, address: str, names: list[str], width: int, dark: bool = False) -> list[str]:
-    "What goes wrong in a browser that reaches no other server, page by page."
-    context, found = chromium.new_context(viewport={'width': width, 'height': 844}), []
-    mine = re.escape(address)
+def look(
+    chromium, address: str, names: list[str], widths: tuple[int, ...], dark: bool = False
+) -> tuple[list[str], list[int]]:
+    """What goes wrong in a browser that reaches no other server, page by page; the letters in each
+    line of text. Each page is loaded once, in a window of 1280 by 800 pixels."""
+    context = chromium.new_context(viewport={'width': 1280, 'height': 800})
+    found, lengths, mine = [], [], re.escape(address)
     context.route(
         re.compile(rf'^(?!{mine}|data:)'), lambda route: route.fulfill(status=200, body='')
     )
@@ -419,23 +422,30 @@ def look(chromium, address: str, names: list[str], width: int, dark: bool = Fals
     )
     page.on('pageerror', lambda error: found.append(f'{page.url}: {error}'))
     for name in names:
+        page.set_viewport_size({'width': 1280, 'height': 800})
         page.goto(f'{address}/{name}', wait_until='load')
-        seen = page.evaluate(LOOK)
-        if seen['over'] > 0:
-            found.append(f'{name}: {seen["over"]} pixels wider than a screen of {width}')
+        if 1280 in widths:
+            tall, lines = page.evaluate(FIT)
+            found += [f'{name}: {what} is {by} too tall' for what, by in tall.items() if by > 0]
+            lengths += lines
+            if faint := page.evaluate(FAINT, THEMED):
+                found.append(f'{name}: hard to read: {faint[:3]}')
+            if cut := page.evaluate(CUT):
+                found.append(f'{name}: cut code: {cut}')
+        for width in widths:
+            page.set_viewport_size({'width': width, 'height': 800})
+            page.evaluate('() => new Promise(requestAnimationFrame)')  # scripts see the new width
+            seen = page.evaluate(LOOK)
+            if seen['over'] > 0:
+                found.append(f'{name}: {seen["over"]} pixels wider than a screen of {width}')
         found += [f'{name}: broken picture: {alt}' for alt in seen['broken']]
         if dark and not seen['dark']:
             found.append(f'{name}: not dark')
-        if faint := page.evaluate(FAINT, THEMED) if width == 1280 else []:
-            found.append(f'{name}: hard to read: {faint[:3]}')
-        if cut := page.evaluate(CUT) if width == 1280 else []:
-            found.append(f'{name}: cut code: {cut}')
     context.close()
-    return found
+    return found, lengths
 
 
-@pytest.mark.parametrize('width', [390, 1280])
-def test_staged_notebooks_in_a_browser(staged, project, chromium, serve, tmp_path, width):
+def test_staged_notebooks_in_a_browser(staged, project, chromium, serve, tmp_path):
     for folder in ('images', 'learn'):  # the front page shows a toy of the tour
         shutil.copytree(project / '_proc' / folder, tmp_path / folder)
     shutil.copy(project / '_proc/styles.css', tmp_path)
@@ -445,28 +455,15 @@ def test_staged_notebooks_in_a_browser(staged, project, chromium, serve, tmp_pat
             names.append(name.replace('.ipynb', '.html'))
             (tmp_path / names[-1]).parent.mkdir(exist_ok=True)
             (tmp_path / names[-1]).write_text(plain_page(cells), encoding='utf-8')
-    assert look(chromium, serve(tmp_path), names, width) == []
+    assert look(chromium, serve(tmp_path), names, (1280, 390))[0] == []
 
 
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
-@pytest.mark.parametrize('width', [390, 1280, 1920])
-def test_rendered_pages_in_a_browser(rendered, chromium, serve, width, dark):
+def test_rendered_pages_in_a_browser(rendered, chromium, serve, dark):
+    "Sidebar and contents fit a screen, and text a line."
     names = sorted(path.relative_to(rendered).as_posix() for path in rendered.rglob('*.html'))
-    assert look(chromium, serve(rendered), names, width, dark) == []
-
-
-def test_sidebar_and_contents_fit_a_screen_and_text_a_line(rendered, chromium, serve):
-    "At 1280 by 800 pixels."
-    page, address = chromium.new_page(viewport={'width': 1280, 'height': 800}), serve(rendered)
-    tall, lengths = [], []
-    for path in sorted(rendered.rglob('*.html')):
-        name = path.relative_to(rendered).as_posix()
-        page.goto(f'{address}/{name}', wait_until='load')
-        over, lines = page.evaluate(FIT)
-        tall += [f'{name}: {what} is {by} pixels too tall' for what, by in over.items() if by > 0]
-        lengths += lines
-    page.close()
-    assert tall == []
+    found, lengths = look(chromium, serve(rendered), names, (1280, 390, 1920), dark)
+    assert found == []
     assert 65 <= statistics.median(lengths) <= 75
 
 
@@ -483,6 +480,6 @@ def test_the_look_finds_what_is_broken(chromium, serve, tmp_path):
     (tmp_path / 'page.html').write_text(
         wide + '<script>throw new Error("no such luck")</script>', encoding='utf-8'
     )
-    found = '\n'.join(look(chromium, serve(tmp_path), ['page.html'], 390, dark=True))
+    found = '\n'.join(look(chromium, serve(tmp_path), ['page.html'], (390,), dark=True)[0])
     for word in ('pixels wider', 'broken picture: Gone', 'no such luck', 'not dark', '404'):
         assert word in found

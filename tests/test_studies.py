@@ -107,12 +107,11 @@ def finished_at(out, name):
 
 
 @posix
-@pytest.mark.parametrize('jobs', [1, 2])
-def test_killed_in_the_middle_and_resumed(tiny, tmp_path, jobs, undisturbed):
+def test_killed_in_the_middle_and_resumed(tiny, tmp_path, undisturbed):
     out = tmp_path / 'killed'
     held = run_folders(tiny, out)[-1]
     with held.lock():  # nobody trains this run, so the study cannot end before it is killed
-        process = start(tiny, out, jobs=jobs)
+        process = start(tiny, out)
         wait_for(lambda: list(out.glob('runs/*/history.csv')), process)
         process.kill()  # SIGKILL: nothing can be tidied up
         process.communicate()
@@ -134,7 +133,7 @@ def test_workers_of_a_killed_process_end_and_free_their_locks(tiny, tmp_path):
             assert mine
 
 
-@pytest.mark.parametrize('damage', ['none', 'cut', 'changed', 'empty', 'history'])
+@pytest.mark.parametrize('damage', ['none', 'empty', 'history'])
 def test_a_stopped_run_continues(tiny, tmp_path, damage, undisturbed, monkeypatch):
     "From its checkpoint, from the one before, or from the start; it ends in the same bits."
     out, epochs = tmp_path / 'out', stop_after(monkeypatch, 2)
@@ -143,9 +142,8 @@ def test_a_stopped_run_continues(tiny, tmp_path, damage, undisturbed, monkeypatc
     assert (out / 'results.csv').exists()  # a stopped study has tables, too
     assert len(Results.load(out).missing) == 4
     (path,) = out.glob('runs/*/checkpoint.safetensors')
-    good = path.read_bytes()
-    damaged = {'cut': good[: len(good) // 2], 'changed': good[:-5] + b'\x99' * 5, 'empty': b''}
-    path.write_bytes(damaged.get(damage, good))
+    if damage == 'empty':
+        path.write_bytes(b'')
     if damage == 'history':
         path.with_name('history.csv').write_bytes(b'epoch,test_acc\n\xff\x00,much\n')
     run(tiny, out)
@@ -287,12 +285,11 @@ def test_a_run_that_fails_is_named_and_others_continue(tiny, tmp_path, monkeypat
 
 
 @posix
-@pytest.mark.parametrize('jobs', [1, 2])
-def test_a_full_disk_is_one_error_and_loses_nothing(tiny, tmp_path, jobs, undisturbed):
+def test_a_full_disk_is_one_error_and_loses_nothing(tiny, tmp_path, undisturbed):
     run(tiny.replace(seeds=1), tmp_path)
     done = finished_at(tmp_path, 'gn-s0')
     full = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))'
-    printed, errors = start(tiny, tmp_path, first=full, jobs=jobs).communicate(timeout=600)
+    printed, errors = start(tiny, tmp_path, first=full, jobs=2).communicate(timeout=600)
     assert printed.count('\n') == 1 and str(tmp_path) in printed and 'File too large' in printed, (
         errors
     )

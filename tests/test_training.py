@@ -2,50 +2,27 @@
 
 import hashlib
 import json
-import os
 import pickle
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from normnotes.batches import Batches
 from normnotes.data import DataSet, load_data
 from normnotes.evaluation import evaluate
 from normnotes.models import Net
-from normnotes.penalties import l1_penalty, l2_penalty, penalized, percent_zero, soft_threshold_
+from normnotes.penalties import l2_penalty, penalized, percent_zero, soft_threshold_
 from normnotes.training import DivergedError, TrainConfig, fit
 
 SETTINGS = {
-    'sgd': {'epochs': 4, 'batch_size': 32, 'l1': 1e-4, 'ema': 0.9, 'label_smoothing': 0.1},
-    'adamw': {'epochs': 4, 'batch_size': 32, 'optimizer': 'adamw', 'lr': 0.01, 'l1': 1e-3}
-    | {'l1_mode': 'proximal', 'l2': 0.01, 'schedule': 'step', 'step_size': 2},
+    'sgd': {'l1': 1e-4, 'ema': 0.9, 'label_smoothing': 0.1},
+    'adamw': {'optimizer': 'adamw', 'lr': 0.01, 'l1': 1e-3, 'l1_mode': 'proximal', 'l2': 0.01}
+    | {'schedule': 'step', 'step_size': 2},
 }
-PROGRAM = """
-import json, sys, time
-import torch
-from test_training import digest, few
-from normnotes.models import Net
-from normnotes.training import TrainConfig, fit
-torch.set_num_threads(1)
-settings, checkpoint, hold = json.loads(sys.argv[1]), sys.argv[2] or None, sys.argv[3]
-finished = []
-def wait(model, *_):  # in the first batch of epoch three, for the signal
-    if hold and model.training and finished == [1, 2]:
-        print('in epoch three', flush=True)
-        time.sleep(120)
-net = Net('bn', dropout=0.1, seed=0)
-net.register_forward_hook(wait)
-run = fit(net, few(), TrainConfig(device='cpu', **settings), checkpoint=checkpoint,
-          progress='log', on_epoch=lambda row: finished.append(row['epoch']))
-print('RESULT', digest(run), flush=True)
-"""
 
 
 def few() -> DataSet:
@@ -62,55 +39,40 @@ def digest(run) -> str:
     return sha.hexdigest()
 
 
-def start(name: str, checkpoint: Path | str = '', hold: str = '') -> subprocess.Popen:
-    root = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(root.parent), str(root), os.environ.get('PYTHONPATH', '')])
-    return subprocess.Popen(
-        [sys.executable, '-c', PROGRAM, json.dumps(SETTINGS[name]), str(checkpoint), hold],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
-    )
+def train(path: Path | None = None, stop_after=0, by=signal.SIGINT, name='sgd', seed=0, **changes):
+    "Three epochs; a signal may come after one of them."
 
-
-def result(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out.split('RESULT ')[1].strip()
-
-
-def train(path: Path | None = None, stop_after: int = 0, seed: int = 0, **changes):
     def leave(row):
         if row['epoch'] == stop_after:
-            raise KeyboardInterrupt
+            signal.raise_signal(by)
 
     torch.set_num_threads(1)
-    settings = SETTINGS['sgd'] | {'epochs': 2, 'batch_size': 128, 'device': 'cpu'} | changes
+    settings = SETTINGS[name] | {'epochs': 3, 'batch_size': 128, 'device': 'cpu'} | changes
     net = Net('bn', dropout=0.1, seed=seed)
-    options = {'checkpoint': path, 'progress': 'none', 'on_epoch': leave}
+    options = {'checkpoint': path, 'progress': 'log', 'on_epoch': leave}
     return fit(net, few(), TrainConfig(**settings), **options)
 
 
-def test_penalties_and_their_gradients_by_hand():
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([0.5, -2.0]).view(2, 1, 1, 1))
-    penalty = l1_penalty(net)
-    penalty.backward()
-    assert penalty.item() == 2.5 and net[0].weight.grad.flatten().tolist() == [1, -1]
-    assert net[0].bias.grad is None and net[1].weight.grad is None
-    assert l2_penalty(net).item() == (0.25 + 4) / 2
-    assert l1_penalty(net, 'all').item() == pytest.approx(4.5 + net[0].bias.abs().sum().item())
-    soft_threshold_(penalized(net), 1.0)
-    assert net[0].weight.flatten().tolist() == [0, -1]
-    assert percent_zero(net) == 50
+@pytest.fixture(scope='module')
+def whole() -> dict[str, str]:
+    "What runs that nobody stops end with."
+    return {name: digest(train(name=name)) for name in SETTINGS}
 
 
 @pytest.mark.parametrize(
-    'extra',
-    [{}, {'l1': 1e-3}, {'l1': 0.04, 'l1_mode': 'proximal'}, {'l2': 0.1}, {'label_smoothing': 0.2}],
-    ids=str,
+    ('name', 'number'), [('sgd', signal.SIGINT), ('adamw', signal.SIGINT), ('sgd', signal.SIGTERM)]
+)
+def test_a_stopped_run_resumes_to_the_same_bits(name, number, whole, tmp_path, capsys):
+    path = tmp_path / 'run.safetensors'
+    with pytest.raises(KeyboardInterrupt):
+        train(path, stop_after=2, by=number, name=name)
+    assert str(path) in capsys.readouterr().err  # where to resume
+    assert len(list(tmp_path.iterdir())) == 2  # two epochs, and nothing half-written
+    assert digest(train(path, name=name)) == whole[name]
+
+
+@pytest.mark.parametrize(
+    'extra', [{'l1': 0.04, 'l1_mode': 'proximal'}, {'l2': 0.1}, {'label_smoothing': 0.2}], ids=str
 )
 def test_steps_of_fit_by_hand(extra):
     torch.set_num_threads(1)
@@ -128,8 +90,6 @@ def test_steps_of_fit_by_hand(extra):
         optimizer.param_groups[0]['lr'] = rate
         for x, y in batches.epoch(epoch):
             loss = F.cross_entropy(net(x), y, label_smoothing=config.label_smoothing)
-            if config.l1_mode == 'penalty':
-                loss = loss + config.l1 * l1_penalty(net)
             optimizer.zero_grad()
             (loss + config.l2 * l2_penalty(net)).backward()
             optimizer.step()
@@ -141,68 +101,37 @@ def test_steps_of_fit_by_hand(extra):
     assert run.evaluation.accuracy == pytest.approx(evaluate(net, small).accuracy, abs=1)
 
 
-@pytest.fixture(scope='module')
-def whole() -> dict[str, str]:
-    "What runs that nobody stops end with, each in a process of its own."
-    return {name: result(start(name)) for name in SETTINGS}
-
-
-@pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
-@pytest.mark.parametrize(
-    'name, number', [('sgd', signal.SIGKILL), ('adamw', signal.SIGKILL), ('sgd', signal.SIGTERM)]
-)
-def test_a_stopped_process_resumes_to_the_same_bits(name, number, whole, tmp_path):
-    path = tmp_path / 'run.safetensors'
-    process = start(name, path, hold='yes')
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith('in epoch three'):
-        assert process.poll() is None, process.communicate()[1]
-    process.send_signal(number)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode and 'RESULT' not in out
-    assert number == signal.SIGKILL or str(path) in err  # where to resume
-    assert len(list(tmp_path.iterdir())) == 2  # two epochs, and nothing half-written
-    assert result(start(name, path)) == whole[name]
-
-
-@pytest.mark.parametrize(
-    'damage',
-    [
-        lambda content: content[:100],
-        lambda content: b'',
-        lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-        lambda content: content.replace(b'epoch', b'EPOCH'),
-    ],
-    ids=['cut', 'empty', 'bit', 'header'],
-)
-def test_a_damaged_checkpoint_is_noticed(damage, tmp_path):
+def test_a_damaged_checkpoint_is_noticed(whole, tmp_path):
     path, previous = tmp_path / 'run', tmp_path / 'run.previous'
-    expected = digest(train())
     with pytest.raises(KeyboardInterrupt):
         train(path, stop_after=2)
-    path.write_bytes(damage(path.read_bytes()))
+
+    def damage(file):
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])  # one bit
+
+    damage(path)
     with pytest.warns(UserWarning, match='resuming from run.previous'):
-        assert digest(train(path)) == expected
-    for file in (path, previous):
-        file.write_bytes(damage(file.read_bytes()))
+        assert digest(train(path)) == whole['sgd']
+    damage(path), damage(previous)
     with pytest.warns(UserWarning, match='starts again'):
-        assert digest(train(path)) == expected
+        assert digest(train(path)) == whole['sgd']
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert digest(train(path)) == expected  # and the file is whole again
+        assert digest(train(path)) == whole['sgd']  # and the file is whole again
 
 
-def test_another_run_is_refused(tmp_path):
+def test_another_run_is_refused(whole, tmp_path):
     path = tmp_path / 'run'
     with pytest.raises(KeyboardInterrupt):
         train(path, stop_after=1)
     before = path.read_bytes()
-    for changes in ({'lr': 0.01}, {'l1': 0.0}, {'epochs': 3}, {'augment': 'none'}):
+    for changes in ({'lr': 0.01}, {'l1': 0.0}, {'epochs': 4}, {'augment': 'none'}):
         with pytest.raises(ValueError, match=f'{next(iter(changes))} is .* there and'):
             train(path, **changes)
     assert path.read_bytes() == before
     with pytest.warns(UserWarning, match='weights'):  # the net that is given is not the one stored
-        assert digest(train(path, seed=1)) == digest(train())
+        assert digest(train(path, seed=1)) == whole['sgd']
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from normnotes.compare.claims import Claim, ClaimTest
 from normnotes.compare.comparison import RUN_METRICS, Comparison, compare_runs
 from normnotes.compare.design import Study
 from normnotes.compare.presets import STUDIES
-from normnotes.compare.published import CLAIMS, check_claim, claims_table
+from normnotes.compare.published import CLAIMS, check_claim
 from normnotes.compare.results import Results, failures
 from normnotes.compare.statistics import (
     Contrast,
@@ -23,7 +23,6 @@ from normnotes.compare.statistics import (
     fisher,
     holm,
     main_effect,
-    pooled_variance,
     prob_better,
     seeds_needed,
     share_interval,
@@ -73,32 +72,25 @@ def test_seeds_that_repeat_leave_the_luck_of_the_images():
     )
 
 
-def alarms(second, images_sd, k, rule, studies=1500, n=100):
+def alarms(second, images_sd, k, studies=1500, n=100):
     "How often an interval leaves out the true difference, zero; `second`: spread of that variant."
     rng, count = np.random.default_rng(0), 0
     for _ in range(studies):
         luck = rng.normal(0, 1, k) - second * rng.normal(0, 1, k)
         d = luck[:, None] + n**0.5 * rng.normal(0, 1, (k, n))
         d += n**0.5 * images_sd * rng.normal(0, 1, n)
-        count += estimate(d.mean(1), d if rule == 'crossed' else None).p < 0.05
+        count += estimate(d.mean(1), d).p < 0.05
     return count / studies
 
 
 @pytest.mark.parametrize('k', [3, 5])
 @pytest.mark.parametrize(('second', 'images_sd'), [(1, 0), (1, 1), (4.5**0.5, 0.7)])
 def test_the_crossed_interval_keeps_its_level(second, images_sd, k):
-    assert alarms(second, images_sd, k, 'crossed') < 0.075
+    assert alarms(second, images_sd, k) < 0.075
 
 
-def test_seeds_alone_are_too_sure_where_images_matter():
-    assert alarms(1, 1, 30, 'seeds only', 400) > 0.3
-
-
-def test_equal_is_said_wrongly_in_one_of_twenty():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(0.1, 0.03, (4000, 5))  # the true difference is the margin
-    assert 0.04 < np.mean([estimate(x).within(0.1) for x in draws]) < 0.06
-    x = draws[0]
+def test_equal_is_found_by_two_one_sided_tests():
+    x = np.random.default_rng(0).normal(0.1, 0.03, 5)
     for margin in (0.08, 0.11, 0.15):
         one_sided = max(
             stats.ttest_1samp(x, margin, alternative='less').pvalue,
@@ -115,14 +107,6 @@ def test_one_more_pair_of_runs_ends_in_the_prediction_interval():
     assert 0.935 < np.mean(inside) < 0.965
 
 
-def test_pooled_variance_of_two_is_that_of_their_differences():
-    two = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 2)))
-    variance, df = pooled_variance(two)
-    assert 2 * variance == pytest.approx((two[0] - two[1]).var()) and df == 5
-    level = pd.DataFrame(np.arange(4)[:, None] + np.arange(3) * 10.0)
-    assert pooled_variance(level) == (pytest.approx(0), 6)
-
-
 def test_the_probability_of_a_better_run_is_that_of_mann_and_whitney():
     a, b = [1, 3, 3, 5], [2, 3, 4]
     assert prob_better(a, b) == stats.mannwhitneyu(a, b).statistic / 12
@@ -130,16 +114,6 @@ def test_the_probability_of_a_better_run_is_that_of_mann_and_whitney():
 
 
 # Planning
-
-
-@pytest.mark.parametrize(('effect', 'margin'), [(0.6, None), (1.0, None), (0, 0.7), (0.1, 0.8)])
-def test_the_planned_seeds_close_four_of_five_questions(effect, margin):
-    n, rng = seeds_needed(effect, 1.0, margin), np.random.default_rng(0)
-    found = {}
-    for k in (n, max(2, n - 2)):
-        done = [estimate(x) for x in rng.normal(effect, 1, (1500, k))]
-        found[k] = np.mean([e.p < 0.05 or (margin is not None and e.within(margin)) for e in done])
-    assert min(found.values()) - 0.04 < 0.8 < found[n] + 0.04
 
 
 def test_the_ends_of_seeds_needed():
@@ -190,26 +164,6 @@ def compared(*values, **more):
     about = RUN_METRICS['test_acc']
     by_seed = dict(enumerate(values))
     return Comparison('a', 'b', 'test_acc', about, by_seed, estimate(values), **more)
-
-
-def test_the_four_verdicts():
-    five = (0.05, 0.09, 0.06, 0.08, 0.07)
-    assert compared(*five).verdict == 'ahead'
-    assert compared(*(-x for x in five)).verdict == 'behind'
-    equal = compared(*five, margin=0.1)
-    assert equal.verdict == 'equal' and 'real' in equal.sentence
-    assert 'more than the margin of 0.04' in compared(*five, margin=0.04).sentence
-    unclear = compared(*five, p_holm=0.06, margin=0.01)
-    assert unclear.verdict == 'open' and unclear.more_seeds > 0
-    lower = replace(compared(*five), about=RUN_METRICS['test_loss'])
-    assert lower.verdict == 'behind'
-
-
-@pytest.mark.parametrize('margin', [None, 0.2])
-def test_a_variant_that_lost_runs_is_neither_ahead_nor_equal(margin):
-    five = (0.05, 0.09, 0.06, 0.08, 0.07)
-    assert compared(*five, margin=margin, lost_a=1).verdict == 'open'
-    assert compared(*five, margin=margin, lost_b=1).verdict == 'ahead'
 
 
 def test_seeds_that_agree_exactly_prove_nothing():
@@ -325,7 +279,9 @@ def test_images_that_do_not_fit_are_refused(tmp_path, rows, named):
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / 'empty.csv').write_bytes(b'')
     (tmp_path / 'binary.csv').write_bytes(bytes(range(256)))
-    for path in (tmp_path / 'none.csv', tmp_path, tmp_path / 'empty.csv', tmp_path / 'binary.csv'):
+    (tmp_path / 'ragged.csv').write_text(TABLE + 'y,0,1,2,3\n', encoding='utf-8')
+    for name in ('none.csv', '', 'empty.csv', 'binary.csv', 'ragged.csv'):
+        path = tmp_path / name
         with pytest.raises(ValueError, match=path.name):
             read_runs(path)
     for text in ('a', 'a:b:c', 'a:a', 'a:b,'):
@@ -400,7 +356,7 @@ def test_verdicts_on_claims():
     same = results_of({'bn': [99, 98, 99.5], 'gn': [99, 98.1, 99.5]}, images=10_000)
     assert judged(same, ('bn',), '>', ('gn',)).verdict == 'equal'
     found = judged(same, ('bn',), '>', ('gn',), margin=0.01, published=(3.0,))
-    assert found.verdict == 'smaller' and 'outside' in found.effect
+    assert found.verdict == 'smaller'
     near = judged(same, ('bn',), '>', ('gn',), margin=0.01, published=(0.01,))
     assert near.verdict == 'open' and near.comparisons[0].margin == 0.01
     with pytest.raises(ValueError, match='2 published'):
@@ -445,17 +401,13 @@ def test_the_study_of_a_claim_can_decide_it(claim):
             assert claim.check(results_of(values)).verdict == wanted
 
 
-def test_the_table_of_claims():
+def test_a_claim_is_not_judged_by_another_study_of_the_same_name():
     results = results_of({v: [75, 75.5, 75] for v in ('bn+l2', 'ln+l2', 'gn+l2')})
-    results.study = STUDIES['cifar10-norms']
-    assert '| **holds** | `bn+l2, ln+l2, gn+l2 > 70` |' in claims_table(results)
-    waiting = next(c for c in CLAIMS if c.study not in STUDIES)
-    found = waiting.judge([compared(0.2, 0.21, 0.19)] * len(waiting.test.contrasts))
-    table = claims_table(results, findings=[found])
-    assert len(table.splitlines()) == len(CLAIMS) + 2 and 'not tested yet' in table
-    results.study = results.study.replace(epochs=1)
     claim = next(c for c in CLAIMS if c.study == 'cifar10-norms')
-    assert 'epochs' in check_claim(claim, results).effect
+    results.study = STUDIES['cifar10-norms']
+    assert check_claim(claim, results).verdict == 'holds'
+    results.study = results.study.replace(epochs=1)
+    assert 'epochs' in check_claim(claim, results).why
 
 
 def test_a_number_is_a_contrast_too():

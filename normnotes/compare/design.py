@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from itertools import chain, combinations
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..core import check_choice, unknown
-from ..data import DATASETS, DataSet
+from .statistics import default_pairs
+from ..core import check_choice
+from ..data import DATASETS, DataSet, data_name
 from ..models import MODELS
 from ..training import TrainConfig
 from ..variants import Variant
@@ -41,16 +42,6 @@ DEFAULT_MARGINS = {
 }
 _NOT_SHARED = ('l1', 'l2', 'seed', 'device')  # of `TrainConfig`: each run has its own
 _SHARED = [f.name for f in fields(TrainConfig) if f.name not in _NOT_SHARED]
-
-# %% ../../nbs/compare/design.ipynb #4d26ae1b
-def _data_name(data: str | os.PathLike[str]) -> str:
-    "A data set's name, or the whole path of an image folder."
-    name, folder = os.fspath(data), Path(data).expanduser()
-    if name in DATASETS:
-        return name
-    if folder.is_dir():
-        return str(folder.resolve())
-    raise unknown('data set', name, DATASETS, ', or the path of an image folder')
 
 # %% ../../nbs/compare/design.ipynb #652eeffd
 def model_options(
@@ -103,8 +94,8 @@ class Study:
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
                 raise ValueError(f'seed {seed!r} is not allowed; use whole numbers >= 0')
-        if not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', self.name):
-            raise ValueError(f"name {self.name!r}: use letters, digits, '-', '.', '_' and '/'")
+        if not re.fullmatch(r'\w[\w.-]*', self.name):
+            raise ValueError(f"name {self.name!r}: use letters, digits, '-', '.' and '_'")
         if any(getattr(self.train, key) for key in _NOT_SHARED):
             raise ValueError(
                 'l1, l2, seed and device are not shared by all runs; use Study(l1=..., l2=..., '
@@ -124,7 +115,7 @@ class Study:
         **changes: Any,  # fields of the study, or of its training settings
     ) -> 'Study':
         "The study of `normnotes compare`: the settings that suit a data set, and your changes."
-        name = _data_name(data)
+        name = data_name(data)
         suited = DATASET_DEFAULTS.get(name if name in DATASETS else 'image folder', {})
         if 'train' in changes:  # it holds every setting of the training
             suited = {key: value for key, value in suited.items() if key not in _SHARED}
@@ -179,11 +170,7 @@ class Study:
 
     def planned_pairs(self) -> list[tuple[str, str]]:
         "`pairs` if given, else all pairs of up to four variants, otherwise each against the first."
-        if self.pairs:
-            return list(self.pairs)
-        if len(self.variants) <= 4:
-            return list(combinations(self.variants, 2))
-        return [(self.variants[0], other) for other in self.variants[1:]]
+        return list(self.pairs) or default_pairs(self.variants)
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data, with every setting spelled out."

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'COLUMN_TYPES', 'StudyError', 'writing_to', 'read_history', 'to_csv', 'write_arrays', 'RunFolder',
-           'run_folders', 'read_study', 'find_studies', 'differences', 'machine', 'stored_runs', 'runs_to_train',
-           'prepare']
+           'run_folders', 'read_study', 'differences', 'machine', 'stored_runs', 'runs_to_train', 'prepare']
 
 # %% ../../nbs/compare/folders.ipynb #8e37fde1
 import json
@@ -183,13 +182,6 @@ def read_study(
             f'{path} cannot be read ({error}); delete it and run the study again: '
             'finished runs are kept'
         ) from None
-
-# %% ../../nbs/compare/folders.ipynb #98a33de9
-def find_studies(
-    folder: str | os.PathLike[str],  # a study's folder, or one with studies below it
-) -> list[Path]:
-    "The folders of all studies in or below a folder."
-    return sorted(path.parent for path in Path(folder).rglob('study.json'))
 
 # %% ../../nbs/compare/folders.ipynb #bd752534
 def differences(

@@ -101,11 +101,11 @@ _TORCH_LOCK = threading.Lock()  # the threads of a Dask worker share torch's ran
 
 
 @contextmanager
-def _own_torch(threads: int) -> Iterator[None]:
-    "Inside a `with`, no other thread of this process trains, and torch uses this many threads."
+def _own_torch() -> Iterator[None]:
+    "Inside a `with`, no other thread of this process trains, and torch uses one thread."
     with _TORCH_LOCK:
         before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         try:
             yield
         finally:
@@ -115,12 +115,11 @@ def _own_torch(threads: int) -> Iterator[None]:
 def train_run(
     run: RunFolder,  # what to train
     data_dir: str | None = None,  # as for `load_data`
-    threads: int = 1,  # of torch
     wait: bool = False,  # until no other process has it
 ) -> Outcome:
     "Train a run, unless it is finished or another process has it."
     try:
-        with writing_to(run.path), _own_torch(threads), run.lock(wait) as mine:
+        with writing_to(run.path), _own_torch(), run.lock(wait) as mine:
             if not mine:
                 return Outcome(run, 'busy')
             found = [] if run.status() else _train(run, _load(run.data, data_dir, run.validation))
@@ -167,17 +166,16 @@ def _exit_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _train_in_worker(parent: int, run: RunFolder, data_dir: str | None, threads: int) -> Outcome:
+def _train_in_worker(parent: int, run: RunFolder, data_dir: str | None) -> Outcome:
     name = 'exit with the parent'
     if os.getppid() == parent and name not in {t.name for t in threading.enumerate()}:
         threading.Thread(target=_exit_with_parent, args=(parent,), name=name, daemon=True).start()
-    return train_run(run, data_dir, threads)
+    return train_run(run, data_dir)
 
 # %% ../../nbs/compare/running.ipynb #0a396794
 def run_jobs(
     runs: Sequence[RunFolder],  # what to train
     data_dir: str | None,  # as for `load_data`
-    threads: int,  # of torch, in each run
     jobs: int,  # runs at a time
     backend: str | None = None,  # of joblib
 ) -> Iterator[Outcome]:
@@ -187,12 +185,12 @@ def run_jobs(
 
     here = jobs == 1 and backend is None
     if here:
-        outcomes: Iterable[Outcome] = (train_run(run, data_dir, threads) for run in runs)
+        outcomes: Iterable[Outcome] = (train_run(run, data_dir) for run in runs)
     else:
         call, parent = delayed(_train_in_worker), os.getpid()
         with parallel_config(backend=backend or 'loky'), _mask_sigint():
             parallel = Parallel(n_jobs=jobs, batch_size=1, return_as='generator_unordered')
-            outcomes = parallel(call(parent, run, data_dir, threads) for run in runs)
+            outcomes = parallel(call(parent, run, data_dir) for run in runs)
     busy = []
     for outcome in outcomes:
         if outcome.state == 'busy':
@@ -202,7 +200,7 @@ def run_jobs(
     if not here and backend in (None, 'loky'):
         get_reusable_executor().shutdown()  # or idle workers stay for five minutes
     for run in busy:  # until their holder has finished them, or is gone
-        yield train_run(run, data_dir, threads, wait=True)
+        yield train_run(run, data_dir, wait=True)
 
 # %% ../../nbs/compare/running.ipynb #22198327
 def _epochs(runs: Sequence[RunFolder]) -> int:
@@ -255,7 +253,6 @@ def run_study(
     backend: str | None = None,  # of joblib: 'dask'
     data_dir: str | os.PathLike[str] | None = None,  # the data folder; see `data_folder`
     device: str | None = None,  # as `TrainConfig` takes it
-    threads: int = 1,  # of torch, in each run
     progress: str = 'auto',  # 'bar', 'log' or 'none'
     figures: bool = True,  # draw them at the end
 ) -> Results:
@@ -275,7 +272,7 @@ def run_study(
     runs = prepare(study, out, device, None if data is None else data.checksum)
     jobs = jobs or (-1 if backend else default_jobs(len(waiting), device))
     try:
-        failed = _follow(run_jobs(waiting, data_dir, threads, jobs, backend), runs, kind)
+        failed = _follow(run_jobs(waiting, data_dir, jobs, backend), runs, kind)
     except BaseException as error:
         with suppress(Exception):  # a study that was stopped has tables, too
             write_report(Results.load(out), figures=False)

@@ -85,7 +85,7 @@ def _depth_colors(count: int) -> list[str]:
 
 # %% ../../nbs/plots/layers.ipynb #ca7ae605
 def plot_activations(
-    stats: Mapping[str, pd.DataFrame],  # the `frame` of an `ActivationStats`, by variant
+    stats: Mapping[str, pd.DataFrame],  # by variant: `record_activations`, with the column 'epoch'
     stat: str = 'std',  # 'std', 'mean' or 'zeros' (the share of outputs that are exactly zero)
     kind: str = 'Conv2d',  # which layers: the name of their class
     ax: Any = None,  # an axes for each variant
