@@ -33,6 +33,7 @@ IN_BAR = re.compile(
     r'class="nav-link(?: active)?"( href="[^"]*")(?: aria-current="\w+")?>'
     r'(\s*<span class="menu-text">(\w+)<)'
 )
+MAIN = re.compile(r'<main.*?</main>', re.S)
 HEADER = re.compile(r'<thead>\s*<tr[^>]*>(.*?)</tr>\s*<tr[^>]*>(.*?)</tr>\s*</thead>', re.S)
 CELL = re.compile(r'(<th(?![^>]*span)[^>]*>)(.*?)</th>', re.S)
 LEFT_ALONE = re.compile(r'(<(pre|code|script|style|math|svg)\b.*?</\2>|<[^>]*>)', re.S)
@@ -76,10 +77,8 @@ def the_part_in_the_bar(text: str) -> str:
 def mended(text: str) -> str:
     text = LINK_IN_CODE.sub(r'`\1`', LINK_IN_LINK.sub(r'\1', NOT_NEEDED.sub('', text)))
     text = SIGNATURE.sub(lambda m: MODULE_OF_A_TYPE.sub('', m[0]), text)
-    before, main, after = re.split(
-        r'(<main.*?</main>)', the_part_in_the_bar(text), maxsplit=1, flags=re.S
-    )
-    return before + with_proper_signs(HEADER.sub(one_header_row, main)) + after
+    text = the_part_in_the_bar(text)  # a page that only points to another has no <main>
+    return MAIN.sub(lambda m: with_proper_signs(HEADER.sub(one_header_row, m[0])), text, count=1)
 
 
 if __name__ == '__main__':
