@@ -339,7 +339,7 @@ def _read_and_cache(spec: DatasetSpec, folder: Path, download: bool) -> DataSet:
 def data_name(
     data: str | os.PathLike[str],  # a name in `DATASETS`, or the path of an image folder
 ) -> str:  # the name, or the whole path
-    "Check that there is such a data set."
+    "A data set's name, or the whole path of its folder; anything else is refused."
     name, folder = os.fspath(data), Path(data).expanduser()
     if name in DATASETS:
         return name

@@ -1,4 +1,4 @@
-"""Training: steps by hand, runs that are stopped, killed or damaged, settings that are wrong."""
+"""Training: steps by hand, runs that are stopped or damaged, settings that are wrong."""
 
 import hashlib
 import json

@@ -58,7 +58,7 @@ class Finding:
     claim: 'Claim'
     verdict: str  # 'holds', 'does not hold', 'equal', 'smaller', 'open' or 'not tested yet'
     comparisons: tuple[Comparison, ...] = ()
-    why: str = ''  # it is not tested yet
+    why: str = ''  # why it is not tested yet
 
 # %% ../../nbs/compare/claims.ipynb #6d49467c
 def _lead(c: Comparison, level: float) -> int:
