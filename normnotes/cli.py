@@ -303,11 +303,10 @@ def _verdict(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     "The command `data`."
     from normnotes.core import data_folder
-    from normnotes.data import data_name, load_data
+    from normnotes.data import load_data
 
     quiet = args.quiet or args.json
-    name = data_name(args.target)  # a folder by its full path
-    data = load_data(name, args.data_dir, progress='none' if quiet else 'auto')
+    data = load_data(args.target, args.data_dir, progress='none' if quiet else 'auto')
     if not quiet:
         print(data)
     facts = ('name', 'shape', 'classes', 'mean', 'std', 'source')

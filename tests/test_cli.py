@@ -91,7 +91,7 @@ def out(finished, tmp_path):
 
 
 def test_the_whole_job_on_the_embedded_digits(normnotes, tmp_path):
-    "Table, verdicts, figures and what DESIGN.md fixes."
+    "Table, verdicts, figures and files."
     code, out, err = normnotes('compare --epochs 1 --seeds 2')
     assert code == 0, err
     folder = tmp_path / 'runs/compare-epochs=1'
