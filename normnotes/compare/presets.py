@@ -46,6 +46,9 @@ def _vs_first(endings: list[str], norms: Sequence[str] = _NORMS) -> tuple[tuple[
 # %% ../../nbs/compare/presets.ipynb #fc1bf540
 _QUESTIONS = {
     'mnist-norms': 'Which norm is best on MNIST, and does batch norm need its L1 penalty?',
+    'mnist-own-rate': 'The same, each variant at the rate that mnist-rate chose for it. Planned: '
+    'all pairs, with a margin of 0.1 points; and whether networks with layer and group norm still '
+    'scatter more over the seeds than those with batch norm.',
     'mnist-norms-eva6': 'The three published variants with the rotation and colour jitter of EVA6.',
     'mnist-penalties': 'What do L1, L2 and both do, all else equal?',
     'cifar10-norms': 'The three norms on CIFAR-10, with under 50,000 parameters.',
@@ -79,6 +82,7 @@ _BOUGHT = ('none+he', 'none', 'bn', 'ln', 'gn', 'rms')
 _WITHOUT = ('none+he', *_NORMS)
 _FIVE = ('bn+l1', 'ln', 'gn', 'bn', 'none')
 _ALL_PAIRS = tuple(combinations(_FIVE, 2))
+_OWN = ('bn+l1', 'ln@lr=0.1', 'gn@lr=0.05', 'bn')  # as mnist-rate chose; 0.2 for batch norm
 _WITH_L1, _WITH_L2 = ('bn+l1', 'ln+l1', 'gn+l1'), ('bn+l2', 'ln+l2', 'gn+l2')
 _ON_CIFAR = TrainConfig(epochs=20, lr=0.2, augment='cifar', amp='auto')
 _AS_PLAYED = TrainConfig(20, 32, lr=0.03, nesterov=False, schedule='constant', augment='none')
@@ -109,6 +113,9 @@ STUDIES: dict[str, Study] = {  # the studies of the book
             epochs=5,
             lr=0.05,
             pairs=(*((g, 'bn') for g in _GHOSTS), (_GHOSTS[0], 'ln'), (_GHOSTS[0], 'gn')),
+        ),
+        Study('mnist-own-rate', 'mnist', 'net', _OWN).replace(
+            seeds=8, lr=0.2, pairs=tuple(combinations(_OWN, 2)), margin=0.1
         ),
         Study('mnist-norms-eva6', 'mnist').replace(augment='eva6'),
         Study('mnist-penalties', 'mnist').replace(
