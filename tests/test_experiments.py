@@ -170,7 +170,7 @@ def norm_buys() -> list[str]:
 
 
 def mnist() -> list[str]:
-    means = last('mnist-norms').drop(columns='none').mean()
+    means = last('mnist-own-rate').mean()
     return [f'between {means.min():.2f} and {means.max():.2f} %']
 
 

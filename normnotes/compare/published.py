@@ -72,11 +72,12 @@ _EVA6_AGAIN = (
 )
 
 
+_OWN, (_BN_L1, _LN, _GN, _BN) = 'mnist-own-rate', STUDIES['mnist-own-rate'].variants
 _SESSION5 = (  # which published curves, but no numbers and no recipe
     Claim(
         'Session 5',
         'batch norm with L1 is above group norm',
-        ClaimTest.order('mnist-norms', ('bn+l1',), '>', ('gn',)),
+        ClaimTest.order(_OWN, (_BN_L1,), '>', (_GN,)),
     ),
     Claim(
         'Session 5',
@@ -93,13 +94,9 @@ _SESSION5 = (  # which published curves, but no numbers and no recipe
     Claim(
         'Session 5',
         'the test loss of group norm is higher than that of batch norm with L1',
-        ClaimTest.order('mnist-norms', ('gn',), '>', ('bn+l1',), 'test_loss'),
+        ClaimTest.order(_OWN, (_GN,), '>', (_BN_L1,), 'test_loss'),
     ),
-    Claim(
-        'Session 5',
-        'layer norm ends below 10 %',
-        ClaimTest.order('mnist-norms', ('ln',), '<', (10.0,)),
-    ),
+    Claim('Session 5', 'layer norm ends below 10 %', ClaimTest.order(_OWN, (_LN,), '<', (10.0,))),
 )
 
 
@@ -147,7 +144,7 @@ CLAIMS = (  # what the originals say, what is asked about them, and the test of 
     Claim(
         'EVA8',
         'layer norm is best of the three',
-        ClaimTest.order('mnist-norms', ('ln',), '>', ('gn', 'bn+l1')),
+        ClaimTest.order(_OWN, (_LN,), '>', (_GN, _BN_L1)),
         (0.38, 0.61),
     ),
     *(
@@ -165,7 +162,7 @@ CLAIMS = (  # what the originals say, what is asked about them, and the test of 
     Claim(
         'asked by Session 5',
         'batch norm wins without L1',
-        ClaimTest.order('mnist-norms', ('bn',), '>', ('ln', 'gn')),
+        ClaimTest.order(_OWN, (_BN,), '>', (_LN, _GN)),
     ),
     Claim(
         'asked here',
@@ -193,14 +190,13 @@ CLAIMS = (  # what the originals say, what is asked about them, and the test of 
         ),
     ),
     Claim(
-        'asked here',
-        'L1 makes batch norm better',
-        ClaimTest.order('mnist-norms', ('bn+l1',), '>', ('bn',)),
+        'asked here', 'L1 makes batch norm better', ClaimTest.order(_OWN, (_BN_L1,), '>', (_BN,))
     ),
     Claim(
         'asked here',
         'L1 narrows the gap between training and test accuracy',
-        ClaimTest.order('mnist-norms', ('bn+l1',), '<', ('bn',), 'gap'),
+        ClaimTest.order(_OWN, (_BN_L1,), '<', (_BN,), 'gap'),
+        margin=0.1,  # as for EVA6, set while the first of these runs went on
     ),
     Claim(
         'asked here',
