@@ -160,6 +160,16 @@ CLAIMS = (  # what the originals say, what is asked about them, and the test of 
         )
     ),
     Claim(
+        'asked here',
+        "EVA8's layer norm is ahead of batch and group norm without their penalty",
+        ClaimTest.order('eva8-as-published', ('ln per pixel',), '>', ('bn', 'gn')),
+    ),
+    Claim(
+        'asked here',
+        "EVA8's gain and bias per pixel are better than per channel",
+        ClaimTest.order('eva8-as-published', ('ln per pixel',), '>', ('ln',)),
+    ),
+    Claim(
         'asked by Session 5',
         'batch norm wins without L1',
         ClaimTest.order(_OWN, (_BN,), '>', (_LN, _GN)),
