@@ -12,10 +12,8 @@ import numbers
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -23,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .augment import Augment
@@ -52,9 +49,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     'l1_mode': ('penalty', 'proximal'),
     'penalize': ('weights', 'all'),
     'amp': (None, 'bf16', 'auto'),
-    'compile': ('auto', True, False),
 }
-_BELOW_ONE = ('momentum', 'warmup', 'label_smoothing', 'ema')
+_BELOW_ONE = ('momentum', 'warmup', 'label_smoothing')
 _FROM_ONE = ('epochs', 'batch_size', 'step_size')  # every other number is 0 or more
 
 
@@ -87,9 +83,7 @@ class TrainConfig:
     l1_mode: str = 'penalty'  # 'penalty': in the loss; 'proximal': a step that stops at zero
     penalize: str = 'weights'  # what L1 and L2 act on: 'weights', or 'all' parameters
     label_smoothing: float = 0.0  # the share of each label spread over all classes
-    ema: float = 0.0  # per step, how much of the averaged weights is kept; 0 means no average
     amp: str | None = None  # 'bf16': autocast; 'auto': where `precision` says so
-    compile: bool | str = 'auto'  # torch.compile; 'auto': on CUDA, for 5,000 steps or more
     augment: str | Augment = 'light'  # a name of `AUGMENTS`, or an `Augment`
     seed: int = 0  # of order, augmentation and dropout
     device: str | None = None  # None: CUDA if there is one, else MPS, else the CPU
@@ -173,21 +167,6 @@ def _advice(config: TrainConfig) -> str:
     weaker = f' or a weaker penalty (l1={config.l1 / 10:.2g})' if config.l1 else ''
     return f'try a lower learning rate (lr={config.lr / 3:.2g}){weaker}'
 
-# %% ../nbs/train/training.ipynb #f1a3cf42
-def _make_average(model: nn.Module, decay: float) -> AveragedModel:
-    "A copy that follows the model, and keeps `decay` of itself each step; less in the first steps."
-
-    @torch.no_grad()
-    def follow(averaged: Any, current: Any, step: Any) -> None:
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, int(step) / (int(step) + 10)))
-        else:  # counters of batches
-            torch._foreach_copy_(averaged, current)
-
-    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
-    average.n_averaged += 1  # of the untrained weights
-    return average
-
 # %% ../nbs/train/training.ipynb #2a3ed3d0
 @torch.no_grad()
 def _lay_out(model: nn.Module, data: DataSet, layout: torch.memory_format) -> None:
@@ -203,20 +182,6 @@ def _lay_out(model: nn.Module, data: DataSet, layout: torch.memory_format) -> No
             f'the model gives {scores} scores an image, and {data.name!r} has {data.num_classes} '
             f'classes; build the model with num_classes={data.num_classes}'
         )
-
-# %% ../nbs/train/training.ipynb #f23c8e19
-def _compile(model: nn.Module, config: TrainConfig, data: DataSet, steps: int) -> nn.Module:
-    "The compiled model; or the model itself if that is not worth the time, or does not work."
-    pays = data.train.images.is_cuda and steps >= 5000
-    if not config.compile or (config.compile == 'auto' and not pays):
-        return model
-    try:
-        images = normalize(data.train.images[: config.batch_size], data.mean, data.std)
-        torch.compile(deepcopy(model).train())(images).sum().backward()
-        return torch.compile(model)  # type: ignore[return-value]
-    except Exception as error:  # whatever a compiler may raise
-        warnings.warn(f'torch.compile failed, so the model runs as it is: {error}', stacklevel=3)
-        return model
 
 # %% ../nbs/train/training.ipynb #ddae7b70
 def _open_checkpoint(path: Any, model: nn.Module, data: DataSet, config: TrainConfig) -> Checkpoint:
@@ -241,12 +206,8 @@ class _Trainer:
         self.batches = Batches(
             data.train, config.batch_size, data.mean, data.std, config.augment, config.seed
         )
-        self.forward = self.tested = model
         self.optimizer = make_optimizer(model, config)
         self.parts: dict[str, nn.Module | Optimizer] = {'model': model, 'optimizer': self.optimizer}
-        self.average = _make_average(model, config.ema) if config.ema else None
-        if self.average:
-            self.parts['average'], self.tested = self.average, self.average.module
 
     def step(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
         "One batch; its loss, correct answers and penalty as sums, and whether the loss is finite."
@@ -254,7 +215,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group['lr'] = rate
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits = self.forward(x)
+            logits = model(x)
         logits = logits.float()
         loss_sum = F.cross_entropy(logits, y, reduction='sum')
         loss = loss_sum / len(y)
@@ -272,8 +233,6 @@ class _Trainer:
         self.optimizer.step()  # L2 is its weight decay
         if config.l1 and config.l1_mode == 'proximal':
             soft_threshold_(penalized(model, config.penalize), rate * config.l1)
-        if self.average:
-            self.average.update_parameters(model)
         correct = (logits.argmax(1) == y).float().sum()
         finite = loss.isfinite().float()
         return torch.stack([loss_sum, correct, (l1 + l2) * len(y), finite]).detach()
@@ -295,7 +254,7 @@ def _run_epoch(trainer: _Trainer, epoch: int, on_step: Any) -> tuple[dict[str, A
         on_step()
         if (step % pause == 0 or step == steps) and (finite := int(sums[3])) < step:
             raise DivergedError(epoch, finite + 1, _advice(config))
-    evaluation = evaluate(trainer.tested, trainer.data)
+    evaluation = evaluate(trainer.model, trainer.data)
     if not math.isfinite(evaluation.loss):
         raise DivergedError(epoch, steps, _advice(config))
     loss, correct, penalty, _ = sums.tolist()
@@ -361,8 +320,6 @@ def fit(
         with torch.random.fork_rng(devices, device_type=device.type), sigterm_as_interrupt():
             if not found:
                 save()
-            if len(history) < epochs:
-                trainer.forward = _compile(model, config, data, steps * epochs)
             for epoch in range(len(history) + 1, epochs + 1):
                 bar.set_description(f'epoch {epoch}/{epochs}')
                 row, evaluation = _run_epoch(trainer, epoch, bar.update)
@@ -373,9 +330,7 @@ def fit(
                     print('  '.join(f'{key} {value:.4g}' for key, value in row.items()), flush=True)
                 if on_epoch:
                     on_epoch(dict(row))
-        evaluation = evaluation or evaluate(trainer.tested, data)
-        if trainer.average:
-            model.load_state_dict(trainer.average.module.state_dict())
+        evaluation = evaluation or evaluate(model, data)
     except KeyboardInterrupt:
         if kind != 'none':
             kept = f', and {keep.path} holds it: the same call resumes there' if keep else ''

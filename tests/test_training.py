@@ -19,7 +19,7 @@ from normnotes.penalties import l2_penalty, penalized, percent_zero, soft_thresh
 from normnotes.training import DivergedError, TrainConfig, fit
 
 SETTINGS = {
-    'sgd': {'l1': 1e-4, 'ema': 0.9, 'label_smoothing': 0.1},
+    'sgd': {'l1': 1e-4, 'label_smoothing': 0.1},
     'adamw': {'optimizer': 'adamw', 'lr': 0.01, 'l1': 1e-3, 'l1_mode': 'proximal', 'l2': 0.01}
     | {'schedule': 'step', 'step_size': 2},
 }
