@@ -82,8 +82,9 @@ ARCHS = {
     'norms behind 1x1': shape(WIDE, NORM_RELU, NORM_RELU),
     'relu first': shape(WIDE, RELU_NORM, RELU_NORM),
     'chosen': shape(WIDE, RELU_NORM, RELU_NORM, NORM_RELU),
-    'separable': separable(NORM_RELU, ('norm',)),
-    'separable, relu first': separable(RELU_NORM),
+    'separable': separable(RELU_NORM),
+    'separable, norm first': separable(NORM_RELU),
+    'separable, two norms': separable(NORM_RELU, ('norm',)),
 }
 TRIALS: dict[
     str, tuple[str, str, dict[str, Any]]
@@ -107,13 +108,20 @@ TRIALS: dict[
     'ln, weight decay, batches of 64': ('ln', 'chosen', {'l2': 5e-4, 'batch_size': 64}),
     'bn, weight decay, batches of 64': ('bn', 'chosen', {'l2': 5e-4, 'batch_size': 64}),
 }
-LONG = {'epochs': 20, 'l2': 5e-4, 'label_smoothing': 0.1}
+SEPARABLE = {'l2': 5e-4, 'label_smoothing': 0.1, 'lr': 0.2}
 TRIALS |= {
-    f'{norm}, {arch}, rate {lr}': (norm, arch, LONG | {'lr': lr})
+    f'{norm}, separable, rate {lr}': (norm, 'separable', SEPARABLE | {'lr': lr})
+    for lr in (0.2, 0.4, 0.1)
     for norm in ('bn', 'ln', 'gn')
-    for arch in ('separable', 'separable, relu first')
-    for lr in (0.1, 0.2, 0.4)
 }
+for norm in ('bn', 'ln'):
+    for order in ('norm first', 'two norms'):
+        TRIALS[f'{norm}, separable, {order}'] = norm, f'separable, {order}', SEPARABLE
+    for name, change in (
+        ('no smoothing', {'label_smoothing': 0.0}),
+        ('crop by 2', {'augment': 'flip,pad=2'}),
+    ):
+        TRIALS[f'{norm}, separable, {name}'] = norm, 'separable', SEPARABLE | change
 
 
 def held_out(data: DataSet) -> DataSet:
