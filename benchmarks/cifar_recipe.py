@@ -54,7 +54,7 @@ def shape(widths: tuple[int, ...], steps: Steps, small: Steps = (), last: Steps 
     )
 
 
-def separable(steps: Steps, between: Steps = ()) -> Arch:
+def separable(steps: Steps, between: Steps = (), last: Steps = ()) -> Arch:
     "The same shape in rows of two: each channel for itself over 3x3, then a mix of the channels."
     depthwise = Layer('conv', padding=1, depthwise=True, steps=between)
 
@@ -62,13 +62,17 @@ def separable(steps: Steps, between: Steps = ()) -> Arch:
         mix = conv1x1(channels, steps, add=add, add_after=steps[-1])
         return {f'd{name}': depthwise, f'C{name}': mix}
 
+    end = pair('9', 96, 'C8')
+    if last:
+        end['C9'] = replace(end['C9'], steps=last, add_after='norm')
+
     return Arch(
         {'C1': conv3x3(32, steps)}
         | pair('2', 48)
         | {'c3': conv1x1(32, steps), 'P1': max_pool()}
         | (pair('3', 64) | pair('4', 64, 'C3') | pair('5', 64, 'C4'))
         | {'c6': conv1x1(48, steps), 'P2': max_pool()}
-        | (pair('7', 96) | pair('8', 96, 'C7') | pair('9', 96, 'C8'))
+        | (pair('7', 96) | pair('8', 96, 'C7') | end)
         | {'GAP': global_avg_pool(), 'C10': conv1x1(0, bias=True)},
         input_shape=(3, 32, 32),
     )
@@ -83,6 +87,7 @@ ARCHS = {
     'relu first': shape(WIDE, RELU_NORM, RELU_NORM),
     'chosen': shape(WIDE, RELU_NORM, RELU_NORM, NORM_RELU),
     'separable': separable(RELU_NORM),
+    'separable, relu last': separable(RELU_NORM, last=NORM_RELU),
     'separable, norm first': separable(NORM_RELU),
     'separable, two norms': separable(NORM_RELU, ('norm',)),
 }
@@ -115,7 +120,7 @@ TRIALS |= {
     for norm in ('bn', 'ln', 'gn')
 }
 for norm in ('bn', 'ln'):
-    for order in ('norm first', 'two norms'):
+    for order in ('relu last', 'norm first', 'two norms'):
         TRIALS[f'{norm}, separable, {order}'] = norm, f'separable, {order}', SEPARABLE
     for name, change in (
         ('no smoothing', {'label_smoothing': 0.0}),
